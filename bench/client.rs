@@ -32,7 +32,11 @@ impl Answer {
 
     /// Fails unless the status is this one.
     pub fn expect(self, status: u16) -> io::Result<Self> {
-        if self.status == status { Ok(self) } else { Err(io::Error::other(format!("wanted {status}: {}", self.head))) }
+        if self.status == status {
+            Ok(self)
+        } else {
+            Err(io::Error::other(format!("wanted {status}: {}", self.head)))
+        }
     }
 }
 
@@ -45,7 +49,13 @@ impl Client {
     }
 
     /// The head of a request, ready to be sent many times.
-    pub fn head(&self, method: &str, path: &str, headers: &[(&str, &str)], length: Option<u64>) -> Vec<u8> {
+    pub fn head(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        length: Option<u64>,
+    ) -> Vec<u8> {
         let mut head = format!("{method} {path} HTTP/1.1\r\nHost: bench\r\n");
         if let Some(authorization) = &self.authorization {
             head += &format!("Authorization: {authorization}\r\n");
@@ -90,14 +100,17 @@ impl Client {
             }
             let from = filled.saturating_sub(3);
             filled += read;
-            if let Some(at) = self.buffer[from..filled].windows(4).position(|window| window == b"\r\n\r\n") {
+            if let Some(at) =
+                self.buffer[from..filled].windows(4).position(|window| window == b"\r\n\r\n")
+            {
                 break from + at + 4;
             }
         };
         let head = String::from_utf8_lossy(&self.buffer[..end]).into_owned();
         let status = head.get(9..12).and_then(|status| status.parse().ok()).unwrap_or(0);
         let mut answer = Answer { status, head, length: 0 };
-        answer.length = answer.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+        answer.length =
+            answer.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
         if answer.header("transfer-encoding").is_some() {
             // No list holds this text, and a last chunk ends with it.
             const LAST: &[u8] = b"\r\n0\r\n\r\n";

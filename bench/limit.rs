@@ -39,12 +39,19 @@ fn connection(mut stream: TcpStream, path: &Path) -> io::Result<()> {
         };
         let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
         let body = end + 4;
-        let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")?.parse().ok()).unwrap_or(0);
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("Content-Length: ")?.parse().ok())
+            .unwrap_or(0);
         if head.starts_with("POST") {
-            stream.write_all(b"HTTP/1.1 202 Accepted\r\nLocation: /upload\r\nContent-Length: 0\r\n\r\n")?;
+            stream.write_all(
+                b"HTTP/1.1 202 Accepted\r\nLocation: /upload\r\nContent-Length: 0\r\n\r\n",
+            )?;
         } else {
             let digest = receive(&mut stream, &mut buffer, body..filled, length, path)?;
-            let right = head.split(['?', '&', ' ']).any(|part| part.strip_prefix("digest=sha256:") == Some(&*digest));
+            let right = head
+                .split(['?', '&', ' '])
+                .any(|part| part.strip_prefix("digest=sha256:") == Some(&*digest));
             let status = if right { "201 Created" } else { "400 Bad Request" };
             write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n")?;
         }

@@ -81,9 +81,14 @@ fn main() -> anyhow::Result<()> {
     let mut results: BTreeMap<(usize, usize), BTreeMap<Kind, Vec<f64>>> = BTreeMap::new();
     let mut names: BTreeMap<(usize, usize), (&str, bool)> = BTreeMap::new();
     for round in 0..options.rounds {
-        for &kind in if round % 2 == 0 { kinds.clone() } else { kinds.iter().rev().copied().collect() }.iter() {
-            let can = |name: &str| name.contains(&options.only) && (kind != Kind::Limit || name == PUSH);
-            let works: Vec<_> = WORKLOADS.iter().enumerate().filter(|(_, (name, _))| can(name)).collect();
+        for &kind in
+            if round % 2 == 0 { kinds.clone() } else { kinds.iter().rev().copied().collect() }
+                .iter()
+        {
+            let can =
+                |name: &str| name.contains(&options.only) && (kind != Kind::Limit || name == PUSH);
+            let works: Vec<_> =
+                WORKLOADS.iter().enumerate().filter(|(_, (name, _))| can(name)).collect();
             if works.is_empty() {
                 continue;
             }
@@ -92,7 +97,8 @@ fn main() -> anyhow::Result<()> {
             let mut peak: f64 = 0.0;
             for (at, (name, work)) in works {
                 eprintln!("round {}: {kind:?}: {name}", round + 1);
-                for (nth, (figure, more, value)) in work(&server, &options)?.into_iter().enumerate() {
+                for (nth, (figure, more, value)) in work(&server, &options)?.into_iter().enumerate()
+                {
                     names.insert((at, nth), (figure, more));
                     results.entry((at, nth)).or_default().entry(kind).or_default().push(value);
                 }
@@ -102,8 +108,16 @@ fn main() -> anyhow::Result<()> {
                 }
             }
             if kind != Kind::Limit {
-                names.insert((WORKLOADS.len(), 0), ("peak memory over all but the last, MiB", false));
-                results.entry((WORKLOADS.len(), 0)).or_default().entry(kind).or_default().push(peak);
+                names.insert(
+                    (WORKLOADS.len(), 0),
+                    ("peak memory over all but the last, MiB", false),
+                );
+                results
+                    .entry((WORKLOADS.len(), 0))
+                    .or_default()
+                    .entry(kind)
+                    .or_default()
+                    .push(peak);
             }
         }
     }
@@ -112,7 +126,10 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// Prints a table of the medians. The last column is ours as a multiple of the minimal receiver's figure.
-fn print(results: &BTreeMap<(usize, usize), BTreeMap<Kind, Vec<f64>>>, names: &BTreeMap<(usize, usize), (&str, bool)>) {
+fn print(
+    results: &BTreeMap<(usize, usize), BTreeMap<Kind, Vec<f64>>>,
+    names: &BTreeMap<(usize, usize), (&str, bool)>,
+) {
     println!("| work | figure | ours | distribution | ours is better by | limit | ours is of it |");
     println!("|---|---|---|---|---|---|---|");
     for ((at, nth), values) in results {
@@ -121,7 +138,11 @@ fn print(results: &BTreeMap<(usize, usize), BTreeMap<Kind, Vec<f64>>>, names: &B
         let of = |kind| median(values.get(&kind).cloned().unwrap_or_default());
         let (ours, peer, limit) = (of(Kind::Ours), of(Kind::Distribution), of(Kind::Limit));
         let ratio = if more { ours / peer } else { peer / ours };
-        let limit = if limit.is_nan() { " | ".to_owned() } else { format!("{limit:.2} | {:.2}x", ours / limit) };
+        let limit = if limit.is_nan() {
+            " | ".to_owned()
+        } else {
+            format!("{limit:.2} | {:.2}x", ours / limit)
+        };
         println!("| {work} | {figure} | {ours:.2} | {peer:.2} | {ratio:.2}x | {limit} |");
     }
 }
@@ -131,11 +152,20 @@ fn connect(server: &Server) -> anyhow::Result<Client> {
 }
 
 /// Pushes `times` chunks as one blob, monolithically (POST, then PUT), and returns its digest.
-fn push_blob(client: &mut Client, chunk: &[u8], times: usize, digest: &Digest) -> anyhow::Result<()> {
-    let begun = client.request("POST", &format!("/v2/{REPOSITORY}/blobs/uploads/"), &[], Some(b""))?.expect(202)?;
+fn push_blob(
+    client: &mut Client,
+    chunk: &[u8],
+    times: usize,
+    digest: &Digest,
+) -> anyhow::Result<()> {
+    let begun = client
+        .request("POST", &format!("/v2/{REPOSITORY}/blobs/uploads/"), &[], Some(b""))?
+        .expect(202)?;
     let location = begun.header("location").ok_or_else(|| anyhow::anyhow!("no Location"))?;
     // A location may be absolute, and may have a query that must be kept.
-    let path = location.split_once("//").map_or(location, |(_, rest)| &rest[rest.find('/').unwrap_or(0)..]);
+    let path = location
+        .split_once("//")
+        .map_or(location, |(_, rest)| &rest[rest.find('/').unwrap_or(0)..]);
     let path = format!("{path}{}digest={digest}", if path.contains('?') { '&' } else { '?' });
     let kind = [("Content-Type", "application/octet-stream")];
     let head = client.head("PUT", &path, &kind, Some((chunk.len() * times) as u64));
@@ -200,14 +230,24 @@ fn pull(server: &Server, _: &Options) -> anyhow::Result<Figures> {
     let answer = client.request("GET", &path, &[], None)?.expect(200)?;
     anyhow::ensure!(answer.length == 1 << 30, "{} bytes came", answer.length);
     let took = begun.elapsed().as_secs_f64();
-    Ok(vec![("MiB/s", true, 1024.0 / took), ("server CPU s/GiB", false, server.cpu_seconds()? - cpu)])
+    Ok(vec![
+        ("MiB/s", true, 1024.0 / took),
+        ("server CPU s/GiB", false, server.cpu_seconds()? - cpu),
+    ])
 }
 
 /// A small image whose manifest is unlike any other, pushed under `tag`.
-fn push_manifest(client: &mut Client, config: &Digest, size: usize, tag: &str) -> anyhow::Result<()> {
+fn push_manifest(
+    client: &mut Client,
+    config: &Digest,
+    size: usize,
+    tag: &str,
+) -> anyhow::Result<()> {
     let manifest = manifest(config, size);
     let kind = [("Content-Type", "application/vnd.oci.image.manifest.v1+json")];
-    client.request("PUT", &format!("/v2/{REPOSITORY}/manifests/{tag}"), &kind, Some(&manifest))?.expect(201)?;
+    client
+        .request("PUT", &format!("/v2/{REPOSITORY}/manifests/{tag}"), &kind, Some(&manifest))?
+        .expect(201)?;
     Ok(())
 }
 
@@ -250,7 +290,9 @@ fn hammer(server: &Server, path: &str, options: &Options) -> anyhow::Result<Figu
             .collect();
         std::thread::sleep(Duration::from_secs(options.seconds));
         stop.store(true, Ordering::Relaxed);
-        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a client failed"))?)
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a client failed"))?)
     })?;
     let (took, cpu) = (begun.elapsed().as_secs_f64(), server.cpu_seconds()? - cpu);
     let count = count.into_inner() as f64;
@@ -301,9 +343,11 @@ fn tags(server: &Server, _: &Options) -> anyhow::Result<Figures> {
     while let Some(next) = path.take() {
         let answer = client.request("GET", &next, &[], None)?.expect(200)?;
         let link = answer.header("link").and_then(|link| link.split_once('>'));
-        path = link.map(|(link, _)| link.trim_start_matches('<')).map(|link| match link.split_once("//") {
-            Some((_, rest)) => rest[rest.find('/').unwrap_or(0)..].to_owned(),
-            None => link.to_owned(),
+        path = link.map(|(link, _)| link.trim_start_matches('<')).map(|link| {
+            match link.split_once("//") {
+                Some((_, rest)) => rest[rest.find('/').unwrap_or(0)..].to_owned(),
+                None => link.to_owned(),
+            }
         });
         pages += 1;
     }
@@ -318,11 +362,19 @@ fn many_pushes(server: &Server, _: &Options) -> anyhow::Result<Figures> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = contents
             .iter()
-            .map(|(chunk, digest)| scope.spawn(|| push_blob(&mut connect(server)?, chunk, 64, digest)))
+            .map(|(chunk, digest)| {
+                scope.spawn(|| push_blob(&mut connect(server)?, chunk, 64, digest))
+            })
             .collect();
-        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a client failed"))?)
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a client failed"))?)
     })?;
     let speed = 2048.0 / begun.elapsed().as_secs_f64();
     let cost = (server.cpu_seconds()? - cpu) / 2.0;
-    Ok(vec![("peak memory, MiB", false, server.peak_mib()?), ("MiB/s", true, speed), ("server CPU s/GiB", false, cost)])
+    Ok(vec![
+        ("peak memory, MiB", false, server.peak_mib()?),
+        ("MiB/s", true, speed),
+        ("server CPU s/GiB", false, cost),
+    ])
 }

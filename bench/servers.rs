@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use wharfage::datadir::{DataDir, root_key};
 use wharfage::names::AccountId;
 use wharfage::registry::auth::token;
-use wharfage::store::repositories::{Encryption, NewRepository, RepositoryStore as _, TagMutability};
+use wharfage::store::repositories::{
+    Encryption, NewRepository, RepositoryStore as _, TagMutability,
+};
 use wharfage::store::sqlite::SqliteStore;
 
 /// Which server.
@@ -40,21 +42,34 @@ const ACCOUNT: &str = "000000000000";
 
 impl Server {
     /// Starts it and waits for its first answer; ours also gets its repositories.
-    pub fn start(kind: Kind, distribution: Option<&Path>, repositories: &[&str]) -> anyhow::Result<Self> {
+    pub fn start(
+        kind: Kind,
+        distribution: Option<&Path>,
+        repositories: &[&str],
+    ) -> anyhow::Result<Self> {
         // On the same disk as the checkout: a folder in memory would make every sync free.
-        let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+        let folder =
+            tempfile::Builder::new().prefix("bench-").tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let mut command = match kind {
             Kind::Ours => {
                 create_repositories(folder.path(), repositories)?;
                 let mut command = Command::new(env!("CARGO_BIN_EXE_wharfage"));
-                command.args(["serve", "--registry-id", ACCOUNT, "--listen", &address.to_string(), "--data"]);
+                command.args([
+                    "serve",
+                    "--registry-id",
+                    ACCOUNT,
+                    "--listen",
+                    &address.to_string(),
+                    "--data",
+                ]);
                 command.arg(folder.path());
                 command
             }
             Kind::Distribution => {
-                let program: PathBuf =
-                    distribution.ok_or_else(|| anyhow::anyhow!("name the peer with --distribution"))?.into();
+                let program: PathBuf = distribution
+                    .ok_or_else(|| anyhow::anyhow!("name the peer with --distribution"))?
+                    .into();
                 let config = folder.path().join("config.yml");
                 let root = folder.path().join("root");
                 std::fs::write(
@@ -70,15 +85,29 @@ impl Server {
             }
             Kind::Limit => {
                 let mut command = Command::new(std::env::current_exe()?);
-                command.arg("--receive").arg(folder.path()).arg("--listen").arg(address.to_string());
+                command
+                    .arg("--receive")
+                    .arg(folder.path())
+                    .arg("--listen")
+                    .arg(address.to_string());
                 command
             }
         };
         let begun = Instant::now();
-        let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        let mut server = Self { process, address, authorization: None, started_in: Duration::ZERO, _folder: folder };
+        let process =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let mut server = Self {
+            process,
+            address,
+            authorization: None,
+            started_in: Duration::ZERO,
+            _folder: folder,
+        };
         while TcpStream::connect(address).is_err() {
-            anyhow::ensure!(begun.elapsed() < Duration::from_secs(30), "{kind:?} does not answer on {address}");
+            anyhow::ensure!(
+                begun.elapsed() < Duration::from_secs(30),
+                "{kind:?} does not answer on {address}"
+            );
             anyhow::ensure!(server.process.try_wait()?.is_none(), "{kind:?} ended at once");
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -99,8 +128,11 @@ impl Server {
     pub fn cpu_seconds(&self) -> io::Result<f64> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
         // The name in parentheses may hold spaces; the fields behind it are fixed: utime is the 14th, stime the 15th.
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok()).unwrap_or(f64::NAN);
+        let fields: Vec<&str> =
+            stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks = |at: usize| {
+            fields.get(at).and_then(|field| field.parse::<f64>().ok()).unwrap_or(f64::NAN)
+        };
         Ok((ticks(11) + ticks(12)) / rustix::param::clock_ticks_per_second() as f64)
     }
 

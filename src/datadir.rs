@@ -72,7 +72,9 @@ impl DataDir {
     /// Opens the folder, making it if it is missing; only its owner may look inside.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         make_private_dir(path)?;
-        let path = path.canonicalize().with_context(|| format!("cannot open the data folder {}", path.display()))?;
+        let path = path
+            .canonicalize()
+            .with_context(|| format!("cannot open the data folder {}", path.display()))?;
         Ok(Self(path))
     }
 
@@ -106,7 +108,8 @@ impl DataDir {
             text = read_if_there(&path)?;
         }
         let id = text.as_deref().map(str::trim).unwrap_or_default();
-        let fits = id.len() == IDENTITY && id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+        let fits = id.len() == IDENTITY
+            && id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
         anyhow::ensure!(
             fits,
             "{} does not hold the {IDENTITY} letters and digits of an id: restore it, or give --cluster NAME",
@@ -120,7 +123,12 @@ impl DataDir {
     ///
     /// # Errors
     /// When the folder holds a registry of this name with another account or region.
-    pub fn check(&self, name: &RegistryName, account: &AccountId, region: &Region) -> anyhow::Result<()> {
+    pub fn check(
+        &self,
+        name: &RegistryName,
+        account: &AccountId,
+        region: &Region,
+    ) -> anyhow::Result<()> {
         let Some(found) = self.record(name)? else { return Ok(()) };
         anyhow::ensure!(
             found.account == *account && found.region == *region,
@@ -175,10 +183,14 @@ impl DataDir {
     fn record(&self, name: &RegistryName) -> anyhow::Result<Option<Record>> {
         let path = self.record_path(name);
         if let Some(text) = read_if_there(&path)? {
-            return serde_json::from_str(&text).map(Some).with_context(|| format!("{} is damaged", path.display()));
+            return serde_json::from_str(&text)
+                .map(Some)
+                .with_context(|| format!("{} is damaged", path.display()));
         }
         let Some(text) = read_if_there(&self.list())? else { return Ok(None) };
-        let Ok(started) = serde_json::from_str::<Vec<StartedRegistry>>(&text) else { return Ok(None) };
+        let Ok(started) = serde_json::from_str::<Vec<StartedRegistry>>(&text) else {
+            return Ok(None);
+        };
         let found = started.into_iter().enumerate().find(|(_, started)| started.name == *name);
         Ok(found.map(|(index, StartedRegistry { account, region, .. })| Record {
             account,
@@ -219,7 +231,8 @@ impl DataDir {
         started.sort_by_key(|(registry, _)| registry.name.as_str() != "default");
         let started = started.as_slice();
         make_private_dir(&self.0.join("aws"))?;
-        let registries: Vec<&StartedRegistry> = started.iter().map(|(registry, _)| registry).collect();
+        let registries: Vec<&StartedRegistry> =
+            started.iter().map(|(registry, _)| registry).collect();
         let files = [
             (self.aws_credentials(), render_credentials(started).into_bytes()),
             (self.aws_config(), render_config(started).into_bytes()),
@@ -257,12 +270,14 @@ impl DataDir {
     /// The access key of a registry that was started last: its id and its secret.
     pub fn access_key(&self, registry: &RegistryName) -> anyhow::Result<(String, SecretString)> {
         let path = self.aws_credentials();
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let heading = format!("[{registry}]");
         let profile = text.lines().skip_while(|line| *line != heading).skip(1);
         let mut profile = profile.take_while(|line| !line.starts_with('['));
         let mut value = |name: &str| {
-            let (_, value) = profile.find_map(|line| line.split_once(" = ").filter(|(key, _)| *key == name))?;
+            let (_, value) =
+                profile.find_map(|line| line.split_once(" = ").filter(|(key, _)| *key == name))?;
             Some(value.to_owned())
         };
         match (value("aws_access_key_id"), value("aws_secret_access_key")) {
@@ -294,7 +309,10 @@ pub fn root_key(folder: &Path, account: &AccountId) -> anyhow::Result<AccessKey>
         Ok(bytes) => {
             // The parser's message could quote the file, so it is not passed on.
             let key: StoredKey = serde_json::from_slice(&bytes).map_err(|_| {
-                anyhow::anyhow!("{} is not a root key: an object with AccessKeyId and SecretAccessKey", path.display())
+                anyhow::anyhow!(
+                    "{} is not a root key: an object with AccessKeyId and SecretAccessKey",
+                    path.display()
+                )
             })?;
             anyhow::ensure!(
                 !key.id.is_empty() && !key.secret.is_empty(),
@@ -305,7 +323,8 @@ pub fn root_key(folder: &Path, account: &AccountId) -> anyhow::Result<AccessKey>
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let key = AccessKey::generate(account.clone())?;
-            let stored = StoredKey { id: key.id.to_string(), secret: key.secret.expose_secret().to_owned() };
+            let stored =
+                StoredKey { id: key.id.to_string(), secret: key.secret.expose_secret().to_owned() };
             write_private(&path, &serde_json::to_vec_pretty(&stored)?)?;
             Ok(key)
         }
@@ -323,7 +342,8 @@ fn render_credentials(started: &[(StartedRegistry, AccessKey)]) -> String {
 
 fn render_config(started: &[(StartedRegistry, AccessKey)]) -> String {
     let mut text = profiles(started, |text, profile, _key, registry| {
-        let heading = if profile == "default" { profile.to_owned() } else { format!("profile {profile}") };
+        let heading =
+            if profile == "default" { profile.to_owned() } else { format!("profile {profile}") };
         let _ = writeln!(text, "[{heading}]");
         let _ = writeln!(text, "region = {}", registry.region);
         let _ = writeln!(text, "output = json");
@@ -344,11 +364,14 @@ fn profiles(
     started: &[(StartedRegistry, AccessKey)],
     mut render: impl FnMut(&mut String, &str, &AccessKey, &StartedRegistry),
 ) -> String {
-    let mut text = String::from("# Written by wharfage at each start; wharfage env points clients here.\n\n");
+    let mut text =
+        String::from("# Written by wharfage at each start; wharfage env points clients here.\n\n");
     if let Some((first, key)) = started.first() {
         render(&mut text, "default", key, first);
     }
-    for (registry, key) in started.iter().filter(|(registry, _)| registry.name.as_str() != "default") {
+    for (registry, key) in
+        started.iter().filter(|(registry, _)| registry.name.as_str() != "default")
+    {
         render(&mut text, registry.name.as_str(), key, registry);
     }
     text
@@ -377,7 +400,9 @@ fn write_private_once(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     publish_private(path, bytes, |temporary| {
         let linked = fs::hard_link(temporary, path);
         fs::remove_file(temporary)?;
-        linked.or_else(|error| if error.kind() == std::io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })
+        linked.or_else(|error| {
+            if error.kind() == std::io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) }
+        })
     })
 }
 
@@ -390,7 +415,8 @@ fn publish_private(
         // Two processes never write to one file.
         let temporary = path.with_extension(format!("{}.new", std::process::id()));
         let mut options = fs::OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file =
+            options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         let written = file.write_all(bytes).and_then(|()| file.sync_all());
         if let Err(error) = written {
             // Half a file is of no use to anybody, and takes space.
@@ -437,7 +463,10 @@ mod tests {
         let account: AccountId = "123456789012".parse().unwrap();
         let first = root_key(folder.path(), &account).unwrap();
         let second = root_key(folder.path(), &account).unwrap();
-        assert_eq!((&first.id, first.secret.expose_secret()), (&second.id, second.secret.expose_secret()));
+        assert_eq!(
+            (&first.id, first.secret.expose_secret()),
+            (&second.id, second.secret.expose_secret())
+        );
         let mode = fs::metadata(folder.path().join("root-key.json")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
@@ -468,7 +497,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let data = DataDir::open(folder.path()).unwrap();
         let [home, us, eu] = ["home", "us", "eu"].map(|name| name.parse::<RegistryName>().unwrap());
-        let (account, region): (AccountId, Region) = ("123456789012".parse().unwrap(), "local-1".parse().unwrap());
+        let (account, region): (AccountId, Region) =
+            ("123456789012".parse().unwrap(), "local-1".parse().unwrap());
         for (name, offset) in [(&home, 0), (&us, 1)] {
             data.check(name, &account, &region).unwrap();
             data.remember(name, &account, &region, Some(offset)).unwrap();
@@ -486,19 +516,27 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let data = DataDir::open(folder.path()).unwrap();
         let started: Vec<_> = [registry("home", 5000), registry("us", 5001)]
-            .map(|registry| (registry, AccessKey::generate("123456789012".parse().unwrap()).unwrap()))
+            .map(|registry| {
+                (registry, AccessKey::generate("123456789012".parse().unwrap()).unwrap())
+            })
             .into();
         data.publish(&started).unwrap();
-        let names: Vec<RegistryName> = ["added", "us", "home"].map(|name| name.parse().unwrap()).into();
+        let names: Vec<RegistryName> =
+            ["added", "us", "home"].map(|name| name.parse().unwrap()).into();
         assert_eq!(data.port_offsets(&names).unwrap(), [2, 1, 0]);
-        assert!(data.check(&names[1], &"210987654321".parse().unwrap(), &"local-1".parse().unwrap()).is_err());
+        assert!(
+            data.check(&names[1], &"210987654321".parse().unwrap(), &"local-1".parse().unwrap())
+                .is_err()
+        );
     }
 
     #[test]
     fn a_damaged_root_key_is_named_without_being_quoted() {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("root-key.json"), "{\"AccessKeyId\": \"AKIASECRETISH\"").unwrap();
-        let error = format!("{:#}", root_key(folder.path(), &"123456789012".parse().unwrap()).unwrap_err());
+        fs::write(folder.path().join("root-key.json"), "{\"AccessKeyId\": \"AKIASECRETISH\"")
+            .unwrap();
+        let error =
+            format!("{:#}", root_key(folder.path(), &"123456789012".parse().unwrap()).unwrap_err());
         assert!(error.contains("root-key.json") && !error.contains("SECRETISH"), "{error}");
     }
 
@@ -513,18 +551,28 @@ mod tests {
             .collect();
         data.publish(&started).unwrap();
         let config = fs::read_to_string(data.aws_config()).unwrap();
-        for heading in
-            ["[default]", "[profile home]", "[profile us]", "[services wharfage-home]", "[services wharfage-us]"]
-        {
+        for heading in [
+            "[default]",
+            "[profile home]",
+            "[profile us]",
+            "[services wharfage-home]",
+            "[services wharfage-us]",
+        ] {
             assert!(config.contains(heading), "{heading} in {config}");
         }
         let mode = fs::metadata(data.aws_credentials()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         for (registry, key) in &started {
             let (id, secret) = data.access_key(&registry.name).unwrap();
-            assert_eq!((id.as_str(), secret.expose_secret()), (&*key.id, key.secret.expose_secret()));
+            assert_eq!(
+                (id.as_str(), secret.expose_secret()),
+                (&*key.id, key.secret.expose_secret())
+            );
         }
         assert!(data.access_key(&"elsewhere".parse().unwrap()).is_err());
-        assert_eq!(data.started().unwrap(), started.into_iter().map(|(registry, _)| registry).collect::<Vec<_>>());
+        assert_eq!(
+            data.started().unwrap(),
+            started.into_iter().map(|(registry, _)| registry).collect::<Vec<_>>()
+        );
     }
 }

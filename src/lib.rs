@@ -20,7 +20,9 @@ pub mod serve;
 
 pub use wharfage_apply as apply;
 pub use wharfage_crd as crd;
-pub use wharfage_domain::{access_key, lifecycle, names, policy, scanning, tag_mutability, wildcard};
+pub use wharfage_domain::{
+    access_key, lifecycle, names, policy, scanning, tag_mutability, wildcard,
+};
 pub use wharfage_jobs as jobs;
 pub use wharfage_manifests as manifests;
 pub use wharfage_operator as operator;

@@ -91,18 +91,24 @@ pub struct Opened {
 
 impl Opened {
     /// Opens the stores.
-    pub async fn open(startup: Startup, listener: TcpListener, metrics: &ServerMetrics) -> anyhow::Result<Self> {
+    pub async fn open(
+        startup: Startup,
+        listener: TcpListener,
+        metrics: &ServerMetrics,
+    ) -> anyhow::Result<Self> {
         let Startup { config, root_key, database, storage, jobs, limits, tls } = startup;
         let mut disk = None;
         let metadata: Arc<dyn Metadata> = match database {
             Database::Sqlite(folder) => {
                 let path = folder.join("metadata.sqlite");
-                let store = SqliteStore::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+                let store = SqliteStore::open(&path)
+                    .with_context(|| format!("cannot open {}", path.display()))?;
                 disk = Some(store.disk());
                 Arc::new(store)
             }
             Database::Postgres(url) => {
-                let store = PostgresStore::connect(url.expose_secret(), PostgresOptions::default()).await;
+                let store =
+                    PostgresStore::connect(url.expose_secret(), PostgresOptions::default()).await;
                 Arc::new(store.context("cannot open the PostgreSQL database")?)
             }
         };
@@ -116,7 +122,8 @@ impl Opened {
             Storage::S3(s3) => Arc::new(S3Blobs::new(s3).context("cannot open the bucket")?),
         };
         let keys = Keyring::new([root_key]);
-        let registry = Registry::new(config, metadata, blobs, keys, Arc::clone(&metrics.registry)).on_disk(disk);
+        let registry = Registry::new(config, metadata, blobs, keys, Arc::clone(&metrics.registry))
+            .on_disk(disk);
         let (registry, job_metrics) = (Arc::new(registry), metrics.jobs.clone());
         Ok(Self { registry, listener, jobs, job_metrics, limits, tls })
     }
@@ -134,7 +141,13 @@ impl Opened {
         let (stop, stopped) = watch::channel(false);
         let acceptor = tls.as_ref().map(ServerTls::acceptor);
         let mut tasks = JoinSet::new();
-        tasks.spawn(server::serve(Arc::clone(&registry), listener, acceptor, limits, stopped.clone()));
+        tasks.spawn(server::serve(
+            Arc::clone(&registry),
+            listener,
+            acceptor,
+            limits,
+            stopped.clone(),
+        ));
         if let Some(tls) = tls {
             tasks.spawn(tls.watch_files(stopped.clone()));
         }
@@ -197,16 +210,21 @@ mod tests {
         metrics.request("GET manifest", 200, Duration::ZERO);
         metrics.connection_ended("idle");
         metrics.set_memory("verified", 1, 1, 1);
-        metrics.set_gauges(1, &[JobCount { kind: "lifecycle".into(), state: "waiting".into(), count: 1 }]);
+        metrics.set_gauges(
+            1,
+            &[JobCount { kind: "lifecycle".into(), state: "waiting".into(), count: 1 }],
+        );
         jobs.ended("lifecycle", "done");
         metrics.set_store("blobs", true, false);
         metrics.set_disk_free(1);
         let documented = include_str!("../docs/operations.md");
         let text = metrics.encode().unwrap();
-        let names: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+        let names: Vec<_> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
         assert_eq!(names.len(), 16, "{text}");
         for (name, kind) in names {
-            let name = if kind == "counter" { format!("`{name}_total`") } else { format!("`{name}`") };
+            let name =
+                if kind == "counter" { format!("`{name}_total`") } else { format!("`{name}`") };
             assert!(documented.contains(&name), "docs/operations.md does not describe {name}");
         }
     }

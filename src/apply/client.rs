@@ -8,7 +8,9 @@ use aws_config::retry::RetryConfig;
 use aws_config::sts::AssumeRoleProvider;
 use aws_config::timeout::TimeoutConfig;
 use aws_sdk_ecr::Client;
-use aws_sdk_ecr::config::{Credentials, SharedAsyncSleep, SharedCredentialsProvider, SharedHttpClient};
+use aws_sdk_ecr::config::{
+    Credentials, SharedAsyncSleep, SharedCredentialsProvider, SharedHttpClient,
+};
 use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
 
 use aws_smithy_async::rt::sleep::TokioSleep;
@@ -83,7 +85,10 @@ impl Ecr {
     ///
     /// # Errors
     /// When `ca_bundle` holds no certificates.
-    pub async fn new(connection: Connection, registry_id: Option<&AccountId>) -> anyhow::Result<Self> {
+    pub async fn new(
+        connection: Connection,
+        registry_id: Option<&AccountId>,
+    ) -> anyhow::Result<Self> {
         let retries = RetryConfig::adaptive()
             .with_max_attempts(5)
             .with_initial_backoff(Duration::from_millis(200))
@@ -126,7 +131,8 @@ impl Ecr {
                 .time_source(SystemTimeSource::new())
                 .build(),
             (credentials, _) => {
-                let mut base = aws_config::defaults(BehaviorVersion::latest()).region(region.clone());
+                let mut base =
+                    aws_config::defaults(BehaviorVersion::latest()).region(region.clone());
                 if let Some(credentials) = credentials {
                     base = base.credentials_provider(credentials);
                 }
@@ -140,20 +146,26 @@ impl Ecr {
         } else if endpoint.as_deref().is_some_and(is_loopback) {
             config = config.http_client(direct());
         } else {
-            proxy = proxy_to(endpoint.as_deref().unwrap_or(&format!("https://api.ecr.{region}.amazonaws.com")));
+            proxy = proxy_to(
+                endpoint.as_deref().unwrap_or(&format!("https://api.ecr.{region}.amazonaws.com")),
+            );
         }
         if let Some(endpoint) = endpoint {
             config = config.endpoint_url(endpoint);
         }
         if let Some(role) = role {
-            let assumed = AssumeRoleProvider::builder(role).session_name("wharfage").region(region).configure(&base);
-            config = config.credentials_provider(CredentialsWithTimeout::new(SharedCredentialsProvider::new(
-                assumed.build().await,
-            )));
+            let assumed = AssumeRoleProvider::builder(role)
+                .session_name("wharfage")
+                .region(region)
+                .configure(&base);
+            config = config.credentials_provider(CredentialsWithTimeout::new(
+                SharedCredentialsProvider::new(assumed.build().await),
+            ));
         } else if let Some(ambient) = base.credentials_provider() {
             config = config.credentials_provider(CredentialsWithTimeout::new(ambient));
         }
-        let config = isolated_rate_limiter(config).retry_config(retries).timeout_config(timeouts).build();
+        let config =
+            isolated_rate_limiter(config).retry_config(retries).timeout_config(timeouts).build();
         Ok(Self { client: Client::from_conf(config), registry_id, identity: known, proxy })
     }
 
@@ -170,7 +182,9 @@ impl Ecr {
 
 /// Creates an HTTP client without a proxy. The SDK's default uses the environment's, which are for other hosts.
 fn direct() -> SharedHttpClient {
-    aws_smithy_http_client::Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc)).build_https()
+    aws_smithy_http_client::Builder::new()
+        .tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc))
+        .build_https()
 }
 
 /// Returns whether a URL's host is a loopback address.
@@ -178,7 +192,9 @@ pub fn is_loopback(url: &str) -> bool {
     let Ok(url) = url.parse::<http::Uri>() else { return false };
     let host = url.host().unwrap_or_default();
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
-    host == "localhost" || host.ends_with(".localhost") || address.is_ok_and(|address| address.is_loopback())
+    host == "localhost"
+        || host.ends_with(".localhost")
+        || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// Returns the proxy that the SDK uses for this URL.
@@ -190,13 +206,15 @@ fn proxy_to(url: &str) -> Option<String> {
 /// Creates an HTTP client that trusts only these certificates, and connects to `host` if given.
 fn trusting(pem: &str, host: Option<String>) -> anyhow::Result<SharedHttpClient> {
     // The builder below panics on an invalid certificate, so they are checked first.
-    let certificates = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
+    let certificates =
+        CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
     let certificates = certificates.context("the certificates to trust are not in PEM")?;
     anyhow::ensure!(!certificates.is_empty(), "there is no certificate in what is to be trusted");
     let trust = TrustStore::empty().with_native_roots(false).with_pem_certificate(pem);
     let context = TlsContext::builder().with_trust_store(trust).build()?;
     let provider = tls::Provider::Rustls(CryptoMode::AwsLc);
-    let builder = aws_smithy_http_client::Builder::new().tls_provider(provider).tls_context(context);
+    let builder =
+        aws_smithy_http_client::Builder::new().tls_provider(provider).tls_context(context);
     Ok(match host {
         Some(host) => builder.build_with_resolver(Elsewhere(host)),
         None => builder.build_https(),
@@ -211,7 +229,8 @@ impl ResolveDns for Elsewhere {
     fn resolve_dns<'a>(&'a self, _: &'a str) -> DnsFuture<'a> {
         DnsFuture::new(async {
             let found = tokio::net::lookup_host((self.0.as_str(), 0)).await;
-            let addresses = found.map_err(|error| ResolveDnsError::new(format!("{}: {error}", self.0)))?;
+            let addresses =
+                found.map_err(|error| ResolveDnsError::new(format!("{}: {error}", self.0)))?;
             Ok(addresses.map(|address| address.ip()).collect())
         })
     }
@@ -228,18 +247,27 @@ where
     match error {
         SdkError::ServiceError(refused) => match refused.err().code() {
             Some(name) => {
-                let message = refused.err().message().map_or_else(|| refused.err().to_string(), str::to_owned);
+                let message = refused
+                    .err()
+                    .message()
+                    .map_or_else(|| refused.err().to_string(), str::to_owned);
                 super::error::named(name, message)
             }
             None => {
                 let status = refused.raw().status();
-                let message = format!("HTTP status {status} without an error's name: is this an ECR API?");
+                let message =
+                    format!("HTTP status {status} without an error's name: is this an ECR API?");
                 super::error::unexpected_response(message)
             }
         },
         SdkError::TimeoutError(_) => super::error::unavailable("it did not answer in time"),
-        SdkError::DispatchFailure(failure) if failure.is_io() || failure.is_timeout() || is_of_http(error) => {
-            super::error::unavailable(format!("it does not answer, so is it running? ({})", cause(error)))
+        SdkError::DispatchFailure(failure)
+            if failure.is_io() || failure.is_timeout() || is_of_http(error) =>
+        {
+            super::error::unavailable(format!(
+                "it does not answer, so is it running? ({})",
+                cause(error)
+            ))
         }
         SdkError::ResponseError(_) => super::error::unexpected_response(causes(error)),
         _ => super::error::client_error(causes(error)),
@@ -248,7 +276,8 @@ where
 
 /// Returns whether the error is one of HTTP: a broken connection, or an invalid response.
 fn is_of_http(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |error| error.source()).any(|cause| cause.is::<hyper::Error>())
+    std::iter::successors(Some(error), |error| error.source())
+        .any(|cause| cause.is::<hyper::Error>())
 }
 
 /// Returns an error's causes, the outermost first.

@@ -36,7 +36,8 @@ impl ProvideCredentials for CredentialsWithTimeout {
         Self: 'a,
     {
         future::ProvideCredentials::new(async {
-            let answer = tokio::time::timeout(self.timeout, self.provider.provide_credentials()).await;
+            let answer =
+                tokio::time::timeout(self.timeout, self.provider.provide_credentials()).await;
             let late = || CredentialsError::provider_timed_out(self.timeout);
             answer.unwrap_or_else(|_| self.fallback_on_interrupt().ok_or_else(late))
         })
@@ -56,21 +57,33 @@ struct Answer {
 
 impl Answer {
     fn of(cause: &(dyn Error + 'static)) -> Option<Self> {
-        Self::read::<AssumeRoleError>(cause).or_else(|| Self::read::<AssumeRoleWithWebIdentityError>(cause))
+        Self::read::<AssumeRoleError>(cause)
+            .or_else(|| Self::read::<AssumeRoleWithWebIdentityError>(cause))
     }
 
-    fn read<E: ProvideErrorMetadata + Error + 'static>(cause: &(dyn Error + 'static)) -> Option<Self> {
-        let SdkError::ServiceError(answer) = cause.downcast_ref::<SdkError<E>>()? else { return None };
+    fn read<E: ProvideErrorMetadata + Error + 'static>(
+        cause: &(dyn Error + 'static),
+    ) -> Option<Self> {
+        let SdkError::ServiceError(answer) = cause.downcast_ref::<SdkError<E>>()? else {
+            return None;
+        };
         // Further lines quote the request, which contains its time.
-        let message = answer.err().message().and_then(|it| it.lines().next()).unwrap_or_default().to_owned();
-        Some(Self { status: answer.raw().status().as_u16(), code: answer.err().code().map(str::to_owned), message })
+        let message =
+            answer.err().message().and_then(|it| it.lines().next()).unwrap_or_default().to_owned();
+        Some(Self {
+            status: answer.raw().status().as_u16(),
+            code: answer.err().code().map(str::to_owned),
+            message,
+        })
     }
 
     /// Returns the error's name, if only a change of the role, its trust policy or the credentials solves it.
     fn refusal(&self) -> Option<&str> {
         // STS called an identity provider, which did not answer.
         const OF_OTHERS: &str = "IDPCommunicationError";
-        let refuses = |code: &&str| self.status < 500 && kind_of(code) != ErrorKind::Throttled && *code != OF_OTHERS;
+        let refuses = |code: &&str| {
+            self.status < 500 && kind_of(code) != ErrorKind::Throttled && *code != OF_OTHERS
+        };
         self.code.as_deref().filter(refuses)
     }
 }
@@ -95,7 +108,9 @@ pub(super) fn credentials_error(error: &(dyn Error + 'static)) -> Option<ApiErro
         None if matches!(found, CredentialsError::InvalidConfiguration(_)) => return None,
         None => chain(error).last().map(words).unwrap_or_default(),
     };
-    let message = format!("there are no credentials to ask it with, so are they configured, and is STS there? ({why})");
+    let message = format!(
+        "there are no credentials to ask it with, so are they configured, and is STS there? ({why})"
+    );
     Some(ApiError::new(ErrorKind::CredentialsUnavailable, CREDENTIALS_UNAVAILABLE, message))
 }
 
@@ -106,7 +121,9 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
 /// Returns an error's text without the request's id.
 fn words(cause: &(dyn Error + 'static)) -> String {
     match cause.downcast_ref::<ErrorMetadata>() {
-        Some(said) => [said.code(), said.message()].into_iter().flatten().collect::<Vec<_>>().join(": "),
+        Some(said) => {
+            [said.code(), said.message()].into_iter().flatten().collect::<Vec<_>>().join(": ")
+        }
         None => cause.to_string(),
     }
 }
@@ -126,16 +143,23 @@ mod tests {
 
     /// Returns the response of STS to the nth request, with a different request id each time.
     fn answers(nth: usize, status: u16, code: Option<&str>, message: &str) -> CredentialsError {
-        let said = ErrorMetadata::builder().custom("aws_request_id", format!("id-{nth}")).message(message);
+        let said =
+            ErrorMetadata::builder().custom("aws_request_id", format!("id-{nth}")).message(message);
         let said = if let Some(code) = code { said.code(code) } else { said };
         let response = HttpResponse::new(StatusCode::try_from(status).unwrap(), "".into());
-        CredentialsError::provider_error(SdkError::service_error(AssumeRoleError::generic(said.build()), response))
+        CredentialsError::provider_error(SdkError::service_error(
+            AssumeRoleError::generic(said.build()),
+            response,
+        ))
     }
 
     /// Returns the errors of two calls of a client with such credentials.
-    async fn error_of(error: impl Fn(usize) -> CredentialsError + Send + Sync + 'static) -> ApiError {
+    async fn error_of(
+        error: impl Fn(usize) -> CredentialsError + Send + Sync + 'static,
+    ) -> ApiError {
         let (region, key) = ("eu-home-1".parse().unwrap(), SecretString::from("secret"));
-        let connection = Connection::with_key("http://127.0.0.1:9".to_owned(), region, "AKIA".to_owned(), key);
+        let connection =
+            Connection::with_key("http://127.0.0.1:9".to_owned(), region, "AKIA".to_owned(), key);
         let mut ecr = Ecr::new(connection, None).await.unwrap();
         let asked = AtomicUsize::new(0);
         let provider = provide_credentials_fn(move || {
@@ -143,7 +167,9 @@ mod tests {
             async { Err(error) }
         });
         let config = ecr.client.config().to_builder();
-        let config = config.credentials_provider(CredentialsWithTimeout::new(SharedCredentialsProvider::new(provider)));
+        let config = config.credentials_provider(CredentialsWithTimeout::new(
+            SharedCredentialsProvider::new(provider),
+        ));
         ecr.client = aws_sdk_ecr::Client::from_conf(config.build());
         let first = list(&ecr).await.unwrap_err();
         assert_eq!(list(&ecr).await.unwrap_err(), first, "each try would be a write");
@@ -157,16 +183,26 @@ mod tests {
         let refused = error_of(move |nth| answers(nth, 403, Some("AccessDenied"), message)).await;
         assert_eq!(refused.name, "AccessDenied");
         assert_eq!(refused.message, format!("STS refuses the credentials: {message}"));
-        let signature =
-            |nth| answers(nth, 403, Some("SignatureDoesNotMatch"), &format!("It does not match.\n\nid-{nth}"));
-        assert_eq!(error_of(signature).await.message, "STS refuses the credentials: It does not match.");
+        let signature = |nth| {
+            answers(
+                nth,
+                403,
+                Some("SignatureDoesNotMatch"),
+                &format!("It does not match.\n\nid-{nth}"),
+            )
+        };
+        assert_eq!(
+            error_of(signature).await.message,
+            "STS refuses the credentials: It does not match."
+        );
     }
 
     #[tokio::test]
     async fn an_sts_that_does_not_answer_is_waited_for() {
         let refused_connect = |_| {
             let error = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
-            let failure: SdkError<AssumeRoleError> = SdkError::dispatch_failure(ConnectorError::io(error.into()));
+            let failure: SdkError<AssumeRoleError> =
+                SdkError::dispatch_failure(ConnectorError::io(error.into()));
             CredentialsError::provider_error(failure)
         };
         let waits = |error: ApiError, why: &str| {
@@ -174,7 +210,10 @@ mod tests {
             assert!(error.message.ends_with(&format!("({why})")), "{error}");
         };
         waits(error_of(refused_connect).await, "connection refused");
-        waits(error_of(|nth| answers(nth, 400, Some("Throttling"), "Rate exceeded")).await, "STS answers Throttling");
+        waits(
+            error_of(|nth| answers(nth, 400, Some("Throttling"), "Rate exceeded")).await,
+            "STS answers Throttling",
+        );
         waits(
             error_of(|nth| answers(nth, 503, Some("ServiceUnavailable"), "")).await,
             "STS answers ServiceUnavailable",
@@ -182,8 +221,10 @@ mod tests {
         waits(error_of(|nth| answers(nth, 502, None, "")).await, "STS answers HTTP status 502");
         waits(error_of(|_| CredentialsError::not_loaded("no variable")).await, "no variable");
         let of_others = |nth| {
-            let said =
-                ErrorMetadata::builder().code("Busy").message("later").custom("aws_request_id", format!("id-{nth}"));
+            let said = ErrorMetadata::builder()
+                .code("Busy")
+                .message("later")
+                .custom("aws_request_id", format!("id-{nth}"));
             CredentialsError::provider_error(said.build())
         };
         waits(error_of(of_others).await, "Busy: later");
@@ -191,7 +232,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_configuration_without_sense_is_not_waited_for() {
-        let error = error_of(|_| CredentialsError::invalid_configuration("the profile is a loop")).await;
+        let error =
+            error_of(|_| CredentialsError::invalid_configuration("the profile is a loop")).await;
         assert_eq!(error.name, "ClientError");
         assert!(error.message.contains("the profile is a loop"), "{error}");
     }

@@ -20,7 +20,9 @@ pub fn kind_of(name: &str) -> ErrorKind {
         CLIENT_ERROR => ErrorKind::Client,
         "ServerException" | "InternalFailure" | "InternalServerError" => ErrorKind::ServerFault,
         "ServiceUnavailable" | "ServiceUnavailableException" => ErrorKind::ServiceUnavailable,
-        "429" | "TooManyRequestsException" | "RequestLimitExceeded" | "SlowDown" => ErrorKind::Throttled,
+        "429" | "TooManyRequestsException" | "RequestLimitExceeded" | "SlowDown" => {
+            ErrorKind::Throttled
+        }
         // Registries use many names for operations that they do not have.
         "UnknownOperationException"
         | "UnknownOperation"

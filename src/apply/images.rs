@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use aws_sdk_ecr::error::ProvideErrorMetadata as _;
 use aws_sdk_ecr::primitives::DateTime;
 use aws_sdk_ecr::types::{
-    DescribeImagesFilter, ImageDetail, ImageIdentifier, ImageStatusFilter, TagStatus, TargetStorageClass,
+    DescribeImagesFilter, ImageDetail, ImageIdentifier, ImageStatusFilter, TagStatus,
+    TargetStorageClass,
 };
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -23,8 +24,10 @@ pub const MAX_IMAGE_IDS: usize = 100;
 /// Manifests per request, of at most 4 MiB each.
 const MANIFESTS: usize = 8;
 /// The media types of indexes.
-const INDEXES: [&str; 2] =
-    ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
+const INDEXES: [&str; 2] = [
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+];
 
 /// An image as DescribeImages returns it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,10 +45,17 @@ pub struct StoredImage {
 /// # Errors
 /// When the registry rejects the request or is unreachable, or any image cannot be read: an incomplete list would be wrong.
 pub async fn images(ecr: &Ecr, name: &RepositoryName) -> Result<Vec<StoredImage>, ApiError> {
-    let filter =
-        DescribeImagesFilter::builder().tag_status(TagStatus::Any).image_status(ImageStatusFilter::Any).build();
+    let filter = DescribeImagesFilter::builder()
+        .tag_status(TagStatus::Any)
+        .image_status(ImageStatusFilter::Any)
+        .build();
     let request = ecr.client.describe_images().set_registry_id(ecr.registry_id.clone());
-    let mut pages = request.repository_name(name.as_str()).filter(filter).max_results(PAGE).into_paginator().send();
+    let mut pages = request
+        .repository_name(name.as_str())
+        .filter(filter)
+        .max_results(PAGE)
+        .into_paginator()
+        .send();
     let mut images = Vec::new();
     while let Some(page) = pages.next().await {
         for detail in page.map_err(|error| api_error(&error))?.image_details() {
@@ -78,7 +88,8 @@ pub async fn reread_images(
             // One deleted image fails the whole call, and the error does not name it.
             Err(error) if error.code() == Some("ImageNotFoundException") => {
                 let all = images(ecr, name).await?;
-                let asked = all.into_iter().filter(|stored| digests.contains(&&stored.image.digest));
+                let asked =
+                    all.into_iter().filter(|stored| digests.contains(&&stored.image.digest));
                 found.extend(asked.map(|stored| (stored.image.digest.clone(), stored)));
             }
             Err(error) => return Err(api_error(&error)),
@@ -90,8 +101,12 @@ pub async fn reread_images(
 fn stored_image(detail: &ImageDetail) -> Result<StoredImage, ApiError> {
     let digest = detail.image_digest().unwrap_or_default();
     let digest: Digest = digest.parse().map_err(|_| unexpected("imageDigest", digest))?;
-    let tags = detail.image_tags().iter().map(|tag| tag.parse::<Tag>().map_err(|_| unexpected("imageTags", tag)));
-    let status = detail.image_status().map_or(ImageStatus::Active.as_str(), |status| status.as_str());
+    let tags = detail
+        .image_tags()
+        .iter()
+        .map(|tag| tag.parse::<Tag>().map_err(|_| unexpected("imageTags", tag)));
+    let status =
+        detail.image_status().map_or(ImageStatus::Active.as_str(), |status| status.as_str());
     let pushed_at = detail.image_pushed_at().ok_or_else(|| unexpected("imagePushedAt", ""))?;
     let time = |field, at: Option<&DateTime>| at.map(|at| time(field, at)).transpose();
     let subject = detail.subject_manifest_digest();
@@ -104,21 +119,30 @@ fn stored_image(detail: &ImageDetail) -> Result<StoredImage, ApiError> {
             status: ImageStatus::parse(status).ok_or_else(|| unexpected("imageStatus", status))?,
             archived_at: time("lastArchivedAt", detail.last_archived_at())?,
             activated_at: time("lastActivatedAt", detail.last_activated_at())?,
-            subject: subject.map(|it| it.parse().map_err(|_| unexpected("subjectManifestDigest", it))).transpose()?,
+            subject: subject
+                .map(|it| it.parse().map_err(|_| unexpected("subjectManifestDigest", it)))
+                .transpose()?,
             parents: Vec::new(),
         },
-        bytes: detail.image_size_in_bytes().and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or_default(),
+        bytes: detail
+            .image_size_in_bytes()
+            .and_then(|bytes| u64::try_from(bytes).ok())
+            .unwrap_or_default(),
         is_index: detail.image_manifest_media_type().is_some_and(|it| INDEXES.contains(&it)),
     })
 }
 
 fn time(field: &str, at: &DateTime) -> Result<Timestamp, ApiError> {
     let nanosecond = i32::try_from(at.subsec_nanos()).unwrap_or_default();
-    Timestamp::new(at.secs(), nanosecond).map_err(|_| unexpected(field, &format!("{} s", at.secs())))
+    Timestamp::new(at.secs(), nanosecond)
+        .map_err(|_| unexpected(field, &format!("{} s", at.secs())))
 }
 
 fn image_id(digest: &Digest, tag: Option<&Tag>) -> ImageIdentifier {
-    ImageIdentifier::builder().image_digest(digest.as_str()).set_image_tag(tag.map(ToString::to_string)).build()
+    ImageIdentifier::builder()
+        .image_digest(digest.as_str())
+        .set_image_tag(tag.map(ToString::to_string))
+        .build()
 }
 
 /// The children of an index.
@@ -212,12 +236,16 @@ pub async fn delete(
     let mut undeleted = Vec::new();
     for ids in ids.chunks(MAX_IMAGE_IDS) {
         let request = ecr.client.batch_delete_image().set_registry_id(ecr.registry_id.clone());
-        let answer = request.repository_name(name.as_str()).set_image_ids(Some(ids.to_vec())).send().await;
+        let answer =
+            request.repository_name(name.as_str()).set_image_ids(Some(ids.to_vec())).send().await;
         for failure in answer.map_err(|error| api_error(&error))?.failures() {
             let digest = failure.image_id().and_then(|id| id.image_digest()).unwrap_or_default();
             undeleted.push(Undeleted {
                 digest: digest.parse().map_err(|_| unexpected("imageDigest", digest))?,
-                code: failure.failure_code().map(|code| code.as_str().to_owned()).unwrap_or_default(),
+                code: failure
+                    .failure_code()
+                    .map(|code| code.as_str().to_owned())
+                    .unwrap_or_default(),
                 reason: failure.failure_reason().unwrap_or_default().to_owned(),
             });
         }

@@ -33,7 +33,8 @@ impl Ecr {
     /// Adds an observer. The client keeps its rate limit.
     #[must_use]
     pub fn observed_by(mut self, observer: Arc<dyn CallObserver>) -> Self {
-        let config = self.client.config().to_builder().interceptor(CallInterceptor(observer)).build();
+        let config =
+            self.client.config().to_builder().interceptor(CallInterceptor(observer)).build();
         self.client = aws_sdk_ecr::Client::from_conf(config);
         self
     }
@@ -94,7 +95,8 @@ impl Intercept for CallInterceptor {
 /// Returns the code of an attempt.
 fn code(context: &InterceptorContext) -> String {
     let response = context.response();
-    let status = response.map(|response| response.status().as_u16().to_string()).unwrap_or_default();
+    let status =
+        response.map(|response| response.status().as_u16().to_string()).unwrap_or_default();
     match context.output_or_error() {
         Some(Err(error)) if error.is_operation_error() => {
             let success = response.is_some_and(|response| response.status().is_success());
@@ -104,7 +106,8 @@ fn code(context: &InterceptorContext) -> String {
         Some(Err(error)) if error.is_response_error() => UNEXPECTED_RESPONSE.to_owned(),
         Some(Err(error)) => {
             let connector = error.as_connector_error();
-            let away = error.is_timeout_error() || connector.is_some_and(|error| error.is_io() || error.is_timeout());
+            let away = error.is_timeout_error()
+                || connector.is_some_and(|error| error.is_io() || error.is_timeout());
             if away { UNAVAILABLE.to_owned() } else { CLIENT_ERROR.to_owned() }
         }
         _ => status,
@@ -128,7 +131,9 @@ mod tests {
     const THROTTLED: &str = r#"{"__type":"ThrottlingException","message":"Rate exceeded"}"#;
 
     /// Answers the nth request, from 0, with a status and a body.
-    async fn fake_ecr(answer: impl Fn(usize) -> (u16, &'static str) + Send + Sync + 'static) -> FakeEcr {
+    async fn fake_ecr(
+        answer: impl Fn(usize) -> (u16, &'static str) + Send + Sync + 'static,
+    ) -> FakeEcr {
         wharfage_fake_ecr::fake_ecr(move |nth, _| {
             let (status, body) = answer(nth);
             (status, body.to_owned())
@@ -139,8 +144,12 @@ mod tests {
     /// A client of the ECR API at this URL.
     async fn client(endpoint: &str) -> Ecr {
         let region = "eu-home-1".parse().unwrap();
-        let connection =
-            Connection::with_key(endpoint.to_owned(), region, "AKIA".to_owned(), SecretString::from("secret"));
+        let connection = Connection::with_key(
+            endpoint.to_owned(),
+            region,
+            "AKIA".to_owned(),
+            SecretString::from("secret"),
+        );
         Ecr::new(connection, None).await.unwrap()
     }
 
@@ -168,7 +177,12 @@ mod tests {
 
     impl Notes {
         fn codes(&self) -> Vec<(String, bool)> {
-            self.calls.lock().unwrap().iter().map(|(_, code, throttled)| (code.clone(), *throttled)).collect()
+            self.calls
+                .lock()
+                .unwrap()
+                .iter()
+                .map(|(_, code, throttled)| (code.clone(), *throttled))
+                .collect()
         }
     }
 
@@ -187,7 +201,8 @@ mod tests {
         assert!(!list(&ecr).await);
         let expected = ["503", "200", "InvalidParameterException", "UnexpectedResponse"];
         let observed: Vec<_> = notes.calls.lock().unwrap().clone();
-        let expected = expected.map(|code| ("DescribeRepositories".to_owned(), code.to_owned(), false));
+        let expected =
+            expected.map(|code| ("DescribeRepositories".to_owned(), code.to_owned(), false));
         assert_eq!(observed, expected);
     }
 
@@ -199,7 +214,12 @@ mod tests {
         let endpoint = format!("http://{}", socket.local_addr().unwrap());
         let notes = Arc::new(Notes::default());
         assert!(!list(&client(&endpoint).await.observed_by(notes.clone())).await);
-        assert!(notes.codes().iter().all(|observed| *observed == ("RegistryUnavailable".to_owned(), false)));
+        assert!(
+            notes
+                .codes()
+                .iter()
+                .all(|observed| *observed == ("RegistryUnavailable".to_owned(), false))
+        );
         assert!(!notes.codes().is_empty());
         drop(socket);
     }
@@ -220,10 +240,14 @@ mod tests {
         });
         let (registry, notes) = (registry.await, Arc::new(Notes::default()));
         let ecr = client(&registry.endpoint).await.observed_by(notes.clone());
-        let refused = ecr.client.create_repository().repository_name("shop/api").send().await.unwrap_err();
+        let refused =
+            ecr.client.create_repository().repository_name("shop/api").send().await.unwrap_err();
         assert!(refused.as_service_error().unwrap().is_limit_exceeded_exception());
         assert!(list(&ecr).await);
-        assert_eq!(notes.codes(), [("LimitExceededException".to_owned(), false), ("200".to_owned(), false)]);
+        assert_eq!(
+            notes.codes(),
+            [("LimitExceededException".to_owned(), false), ("200".to_owned(), false)]
+        );
     }
 
     /// Sleeps, and records the durations.
@@ -240,7 +264,12 @@ mod tests {
     impl Sleeps {
         /// Returns the sleeps of a rate limiter. The SDK's other sleeps, its timeouts, are whole milliseconds.
         fn waits(&self) -> usize {
-            self.0.lock().unwrap().iter().filter(|duration| duration.subsec_nanos() % 1_000_000 != 0).count()
+            self.0
+                .lock()
+                .unwrap()
+                .iter()
+                .filter(|duration| duration.subsec_nanos() % 1_000_000 != 0)
+                .count()
         }
 
         fn of(&self, ecr: &Ecr) -> Ecr {
@@ -254,14 +283,16 @@ mod tests {
     /// Of two registries in one region, one throttles. Its client and the client's clones slow down, and the other does not.
     #[tokio::test]
     async fn each_registry_has_a_limiter_of_its_own() {
-        let throttling = fake_ecr(|nth| if nth == 0 { (400, THROTTLED) } else { (200, LISTING) }).await;
+        let throttling =
+            fake_ecr(|nth| if nth == 0 { (400, THROTTLED) } else { (200, LISTING) }).await;
         let willing = fake_ecr(|_| (200, LISTING)).await;
         let slowed = client(&throttling.endpoint).await;
         assert!(list(&slowed).await);
         assert_eq!(throttling.asked().len(), 2);
 
         let (clones, others) = (Sleeps::default(), Sleeps::default());
-        let (clone, free) = (clones.of(&slowed.clone()), others.of(&client(&willing.endpoint).await));
+        let (clone, free) =
+            (clones.of(&slowed.clone()), others.of(&client(&willing.endpoint).await));
         for _ in 0..3 {
             assert!(list(&clone).await);
             assert!(list(&free).await);
@@ -272,7 +303,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_429_without_a_name_slows_down_too() {
-        let registry = fake_ecr(|nth| if nth == 0 { (429, "slow down") } else { (200, LISTING) }).await;
+        let registry =
+            fake_ecr(|nth| if nth == 0 { (429, "slow down") } else { (200, LISTING) }).await;
         let notes = Arc::new(Notes::default());
         assert!(list(&client(&registry.endpoint).await.observed_by(notes.clone())).await);
         assert_eq!(notes.codes(), [("429".to_owned(), true), ("200".to_owned(), false)]);

@@ -33,7 +33,9 @@ pub async fn execute(
         let mut created = None;
         match call {
             Call::Settings(it) => settings::execute(ecr, it).await?,
-            Call::Repository(it) => created = repository::execute(ecr, &step.key, arn.as_deref(), it).await?,
+            Call::Repository(it) => {
+                created = repository::execute(ecr, &step.key, arn.as_deref(), it).await?
+            }
         }
         if let Some(created) = &created {
             arn = Some(created.arn.clone());

@@ -19,13 +19,18 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 pub use client::{Connection, Ecr, Identity, is_loopback};
-pub use images::{Children, MAX_IMAGE_IDS, StoredImage, Undeleted, archive, children, delete, images, reread_images};
+pub use images::{
+    Children, MAX_IMAGE_IDS, StoredImage, Undeleted, archive, children, delete, images,
+    reread_images,
+};
 pub use interceptor::CallObserver;
 pub use kinds::{execute, observe};
 pub use previews::{PreviewedPolicy, preview};
 pub use registry::{ping, registry_id};
 pub use report::{Previewed, PreviewedImage, Report, StepOutcome, Verdict};
-pub use repository::{ImageUsage, Listed, Listing, RepositoryNeeds, find, list, observe_repository, usage};
+pub use repository::{
+    ImageUsage, Listed, Listing, RepositoryNeeds, find, list, observe_repository, usage,
+};
 pub use settings::observe_settings;
 pub use token::{AuthorizationToken, authorization_token, host};
 
@@ -79,17 +84,21 @@ pub async fn apply(ecr: &Ecr, plan: &Plan, mut progress: impl FnMut(Progress<'_>
                 }
             }
         };
-        let creates = matches!(step.calls.first(), Some(Call::Repository(RepositoryCall::CreateRepository { .. })));
-        if let (Some(name), true) = (step.repository(), creates && !matches!(verdict, Verdict::Done)) {
+        let creates = matches!(
+            step.calls.first(),
+            Some(Call::Repository(RepositoryCall::CreateRepository { .. }))
+        );
+        if let (Some(name), true) =
+            (step.repository(), creates && !matches!(verdict, Verdict::Done))
+        {
             // A repository that was created exists, even if a later call of the step failed.
             if !arns.contains_key(name) {
                 missing.insert(name);
             }
         }
-        let started = step
-            .calls
-            .iter()
-            .any(|call| matches!(call, Call::Repository(RepositoryCall::StartLifecyclePolicyPreview(_))));
+        let started = step.calls.iter().any(|call| {
+            matches!(call, Call::Repository(RepositoryCall::StartLifecyclePolicyPreview(_)))
+        });
         let outcome = StepOutcome::of(step, verdict);
         if started && matches!(outcome.verdict, Verdict::Done) {
             previews.push(outcomes.len());
@@ -100,7 +109,10 @@ pub async fn apply(ecr: &Ecr, plan: &Plan, mut progress: impl FnMut(Progress<'_>
     }
     if !previews.is_empty() {
         progress(Progress::Previewing(previews.len()));
-        let names = previews.iter().filter_map(|index| outcomes[*index].key.repository().cloned()).collect();
+        let names = previews
+            .iter()
+            .filter_map(|index| outcomes[*index].key.repository().cloned())
+            .collect();
         let mut results = previews::results(ecr, names, PREVIEW_TIMEOUT).await;
         for index in previews {
             let outcome: &mut StepOutcome = &mut outcomes[index];

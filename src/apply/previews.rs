@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use aws_sdk_ecr::operation::get_lifecycle_policy_preview::GetLifecyclePolicyPreviewOutput;
-use aws_sdk_ecr::types::{ImageActionType, LifecyclePolicyPreviewResult, LifecyclePolicyPreviewStatus};
+use aws_sdk_ecr::types::{
+    ImageActionType, LifecyclePolicyPreviewResult, LifecyclePolicyPreviewStatus,
+};
 use backon::{ExponentialBuilder, Retryable as _};
 use futures::{StreamExt as _, stream};
 use serde_json::Value;
@@ -76,8 +78,10 @@ async fn page(
     name: &RepositoryName,
     token: Option<String>,
 ) -> Result<Option<GetLifecyclePolicyPreviewOutput>, ApiError> {
-    let request = ecr.client.get_lifecycle_policy_preview().set_registry_id(ecr.registry_id.clone());
-    let answer = request.repository_name(name.as_str()).max_results(PAGE).set_next_token(token).send().await;
+    let request =
+        ecr.client.get_lifecycle_policy_preview().set_registry_id(ecr.registry_id.clone());
+    let answer =
+        request.repository_name(name.as_str()).max_results(PAGE).set_next_token(token).send().await;
     let answer = answer.map_err(|error| api_error(&error))?;
     match answer.status() {
         Some(LifecyclePolicyPreviewStatus::Complete) => Ok(Some(answer)),
@@ -101,13 +105,21 @@ pub struct PreviewedPolicy {
 ///
 /// # Errors
 /// When there is no preview, when it failed or expired, and when the registry rejects the request or is unreachable.
-pub async fn preview(ecr: &Ecr, name: &RepositoryName) -> Result<Option<PreviewedPolicy>, ApiError> {
+pub async fn preview(
+    ecr: &Ecr,
+    name: &RepositoryName,
+) -> Result<Option<PreviewedPolicy>, ApiError> {
     let Some(mut answer) = page(ecr, name, None).await? else { return Ok(None) };
-    let (document, previewed) = (answer.lifecycle_policy_text().unwrap_or_default(), previewed(&answer));
-    let document = serde_json::from_str(document).map_err(|_| failed(name, "of a policy that is none"))?;
+    let (document, previewed) =
+        (answer.lifecycle_policy_text().unwrap_or_default(), previewed(&answer));
+    let document =
+        serde_json::from_str(document).map_err(|_| failed(name, "of a policy that is none"))?;
     let mut expiring = Vec::new();
     loop {
-        let expires = answer.preview_results().iter().filter(|it| action(it) == ImageActionType::Expire.as_str());
+        let expires = answer
+            .preview_results()
+            .iter()
+            .filter(|it| action(it) == ImageActionType::Expire.as_str());
         expiring.extend(expires.filter_map(|it| it.image_digest()?.parse::<Digest>().ok()));
         let Some(token) = answer.next_token().map(str::to_owned) else { break };
         // Another preview was started meanwhile.
@@ -123,7 +135,10 @@ async fn bytes(ecr: &Ecr, name: &RepositoryName, digests: &[Digest]) -> Result<u
     let stored = if digests.len() > FEW {
         images(ecr, name).await?
     } else {
-        reread_images(ecr, name, &digests.iter().copied().collect::<Vec<_>>()).await?.into_values().collect()
+        reread_images(ecr, name, &digests.iter().copied().collect::<Vec<_>>())
+            .await?
+            .into_values()
+            .collect()
     };
     let expires = stored.iter().filter(|it| !it.is_index && digests.contains(&it.image.digest));
     Ok(expires.map(|it| it.bytes).sum())

@@ -20,10 +20,13 @@ pub async fn registry_id(ecr: &Ecr) -> Result<String, ApiError> {
     id_in(ecr.client.describe_registry().send().await)
 }
 
-fn id_in(answer: Result<DescribeRegistryOutput, SdkError<DescribeRegistryError>>) -> Result<String, ApiError> {
+fn id_in(
+    answer: Result<DescribeRegistryOutput, SdkError<DescribeRegistryError>>,
+) -> Result<String, ApiError> {
     let answer = answer.map_err(|error| api_error(&error))?;
     answer.registry_id().map(str::to_owned).ok_or_else(|| {
-        let message = "DescribeRegistry was answered without a registryId: is this an ECR API?".to_owned();
+        let message =
+            "DescribeRegistry was answered without a registryId: is this an ECR API?".to_owned();
         unexpected_response(message)
     })
 }

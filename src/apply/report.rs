@@ -83,18 +83,27 @@ pub struct PreviewedImage {
 
 impl StepOutcome {
     pub(super) fn of(step: &Step, verdict: Verdict) -> Self {
-        Self { action: step.action, object: step.object.clone(), key: step.key.clone(), verdict, preview: None }
+        Self {
+            action: step.action,
+            object: step.object.clone(),
+            key: step.key.clone(),
+            verdict,
+            preview: None,
+        }
     }
 }
 
 impl fmt::Display for Previewed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let images = |count: u64| if count == 1 { "1 image".to_owned() } else { format!("{count} images") };
+        let images =
+            |count: u64| if count == 1 { "1 image".to_owned() } else { format!("{count} images") };
         match (self.expiring, self.transitioning) {
             (0, 0) => return f.write_str("no image would go"),
             (expiring, 0) => write!(f, "{} would expire", images(expiring))?,
             (0, moving) => write!(f, "{} would be archived", images(moving))?,
-            (expiring, moving) => write!(f, "{} would expire, {} be archived", images(expiring), images(moving))?,
+            (expiring, moving) => {
+                write!(f, "{} would expire, {} be archived", images(expiring), images(moving))?
+            }
         }
         for PreviewedImage { digest, tags, action, rule_priority } in &self.sample {
             let tags = if tags.is_empty() { "untagged".to_owned() } else { tags.join(", ") };
@@ -129,7 +138,9 @@ impl fmt::Display for StepOutcome {
                     (None, _) => Ok(()),
                 }
             }
-            Verdict::Failed(error) => write!(f, "failed     to {} {object}{subject}: {error}", action.as_str()),
+            Verdict::Failed(error) => {
+                write!(f, "failed     to {} {object}{subject}: {error}", action.as_str())
+            }
             Verdict::Skipped { message } => {
                 write!(f, "skipped    to {} {object}{subject}: {message}", action.as_str())
             }
@@ -143,7 +154,11 @@ mod tests {
     use wharfage_plan::model::ErrorKind;
 
     fn outcome(verdict: Verdict, preview: Option<Previewed>) -> StepOutcome {
-        let object = Object { kind: "LifecyclePolicy", namespace: "shop".to_owned(), name: "keep".to_owned() };
+        let object = Object {
+            kind: "LifecyclePolicy",
+            namespace: "shop".to_owned(),
+            name: "keep".to_owned(),
+        };
         let key = ObjectKey::Repository("shop/api".parse().unwrap());
         StepOutcome { action: Action::Preview, object, key, verdict, preview }
     }
@@ -171,6 +186,10 @@ mod tests {
             serde_json::to_string(&outcome(Verdict::Failed(error), None)).unwrap(),
             @r#"{"action":"preview","object":{"kind":"LifecyclePolicy","namespace":"shop","name":"keep"},"repository":"shop/api","result":"failed","name":"LimitExceededException","message":"too many"}"#
         );
-        assert!(outcome(Verdict::Done, Some(Previewed::default())).to_string().ends_with("no image would go"));
+        assert!(
+            outcome(Verdict::Done, Some(Previewed::default()))
+                .to_string()
+                .ends_with("no image would go")
+        );
     }
 }

@@ -13,5 +13,9 @@ pub(crate) fn document(field: &str, text: Option<&str>) -> Result<Option<Value>,
 pub(crate) fn unexpected(field: &str, value: &str) -> ApiError {
     let value: String = value.chars().take(100).collect();
     // The error is about this one value; the registry itself works.
-    ApiError::new(ErrorKind::Other, "UnexpectedValue", format!("the registry says {field} is {value:?}"))
+    ApiError::new(
+        ErrorKind::Other,
+        "UnexpectedValue",
+        format!("the registry says {field} is {value:?}"),
+    )
 }

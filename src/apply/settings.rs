@@ -40,7 +40,8 @@ pub async fn observe_settings(ecr: &Ecr, desired: &DesiredSettings) -> ObservedS
     }
     if documents.contains(&RegistryDocument::ScanningConfiguration) {
         let found = scanning_configuration(ecr).await;
-        observed.scanning_configuration = found.map_err(|error| unsupported(error, "scanning configuration"));
+        observed.scanning_configuration =
+            found.map_err(|error| unsupported(error, "scanning configuration"));
     }
     observed
 }
@@ -73,7 +74,13 @@ async fn account_settings(
     names: impl Iterator<Item = &String>,
 ) -> Result<BTreeMap<String, String>, ApiError> {
     let found = stream::iter(names).then(|name| async move {
-        let answer = ecr.client.get_account_setting().name(name).send().await.map_err(|error| api_error(&error))?;
+        let answer = ecr
+            .client
+            .get_account_setting()
+            .name(name)
+            .send()
+            .await
+            .map_err(|error| api_error(&error))?;
         Ok((name.clone(), answer.value().unwrap_or_default().to_owned()))
     });
     found.try_collect().await
@@ -88,22 +95,35 @@ async fn registry_policy(ecr: &Ecr) -> Result<Option<Value>, ApiError> {
 }
 
 async fn scanning_configuration(ecr: &Ecr) -> Result<ScanningConfiguration, ApiError> {
-    let answer = ecr.client.get_registry_scanning_configuration().send().await.map_err(|error| api_error(&error))?;
-    let Some(found) = answer.scanning_configuration() else { return Ok(ScanningConfiguration::default()) };
+    let answer = ecr
+        .client
+        .get_registry_scanning_configuration()
+        .send()
+        .await
+        .map_err(|error| api_error(&error))?;
+    let Some(found) = answer.scanning_configuration() else {
+        return Ok(ScanningConfiguration::default());
+    };
     let scan_type = match found.scan_type() {
         None => ScanType::default(),
         Some(text) => known("scanType", text.as_str(), &ScanType::ALL, ScanType::as_str)?,
     };
     let rules = found.rules().iter().map(|rule| {
         let frequency = rule.scan_frequency().as_str();
-        let scan_frequency = known("scanFrequency", frequency, &ScanFrequency::ALL, ScanFrequency::as_str)?;
+        let scan_frequency =
+            known("scanFrequency", frequency, &ScanFrequency::ALL, ScanFrequency::as_str)?;
         let filters = rule.repository_filters().iter().map(|it| it.filter().to_owned()).collect();
         Ok(ScanningRule { scan_frequency, filters })
     });
     Ok(ScanningConfiguration { scan_type, rules: rules.collect::<Result<_, ApiError>>()? })
 }
 
-fn known<T: Copy>(field: &str, text: &str, all: &[T], spelling: fn(T) -> &'static str) -> Result<T, ApiError> {
+fn known<T: Copy>(
+    field: &str,
+    text: &str,
+    all: &[T],
+    spelling: fn(T) -> &'static str,
+) -> Result<T, ApiError> {
     all.iter().copied().find(|it| spelling(*it) == text).ok_or_else(|| unexpected(field, text))
 }
 
@@ -121,7 +141,9 @@ pub(super) async fn execute(ecr: &Ecr, call: &SettingsCall) -> Result<(), ApiErr
         }
         SettingsCall::DeleteRegistryPolicy => match client.delete_registry_policy().send().await {
             // There is nothing to delete any more, which is a success.
-            Err(error) if error.code() != Some("RegistryPolicyNotFoundException") => Err(api_error(&error)),
+            Err(error) if error.code() != Some("RegistryPolicyNotFoundException") => {
+                Err(api_error(&error))
+            }
             _ => Ok(()),
         },
         SettingsCall::PutRegistryScanningConfiguration(wanted) => {

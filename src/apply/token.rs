@@ -31,11 +31,15 @@ pub struct AuthorizationToken {
 /// The registry's error, or `UnexpectedResponse` for a response without usable credentials.
 pub async fn authorization_token(ecr: &Ecr) -> Result<AuthorizationToken, ApiError> {
     let ids = ecr.registry_id.clone().map(|id| vec![id]);
-    #[allow(deprecated, reason = "it is what makes Amazon ECR say the proxyEndpoint of another account")]
+    #[allow(
+        deprecated,
+        reason = "it is what makes Amazon ECR say the proxyEndpoint of another account"
+    )]
     let request = ecr.client.get_authorization_token().set_registry_ids(ids);
     let answer = request.send().await;
     let answer = answer.map_err(|error| api_error(&error))?;
-    let data = answer.authorization_data().first().ok_or_else(|| unexpected("no authorizationData"))?;
+    let data =
+        answer.authorization_data().first().ok_or_else(|| unexpected("no authorizationData"))?;
     let mut token = read(data)?;
     token.hosts.extend(host_of_repositories(ecr).await);
     Ok(token)
@@ -55,9 +59,12 @@ fn read(data: &AuthorizationData) -> Result<AuthorizationToken, ApiError> {
         .as_deref()
         .and_then(|token| token.split_once(':'))
         .filter(|(user, password)| !user.is_empty() && !password.is_empty())
-        .ok_or_else(|| unexpected("an authorizationToken that is not base64 of a name and a password"))?;
+        .ok_or_else(|| {
+            unexpected("an authorizationToken that is not base64 of a name and a password")
+        })?;
     let expires_at = data.expires_at().ok_or_else(|| unexpected("no expiresAt"))?;
-    let expires_at = Timestamp::from_second(expires_at.secs()).map_err(|_| unexpected("an expiresAt out of range"))?;
+    let expires_at = Timestamp::from_second(expires_at.secs())
+        .map_err(|_| unexpected("an expiresAt out of range"))?;
     let endpoint = data.proxy_endpoint().unwrap_or_default();
     let host = host(endpoint).ok_or_else(|| unexpected("a proxyEndpoint without a host"))?;
     Ok(AuthorizationToken {
@@ -72,10 +79,14 @@ fn read(data: &AuthorizationData) -> Result<AuthorizationToken, ApiError> {
 pub fn host(place: &str) -> Option<String> {
     /// A host name of 253 characters, and a port.
     const LONGEST: usize = 253 + 6;
-    let rest = place.strip_prefix("https://").or_else(|| place.strip_prefix("http://")).unwrap_or(place);
+    let rest =
+        place.strip_prefix("https://").or_else(|| place.strip_prefix("http://")).unwrap_or(place);
     let host = rest.split('/').next().unwrap_or_default();
-    let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':' | b'[' | b']' | b'_');
-    (!host.is_empty() && host.len() <= LONGEST && host.bytes().all(known)).then(|| host.to_ascii_lowercase())
+    let known = |byte: u8| {
+        byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':' | b'[' | b']' | b'_')
+    };
+    (!host.is_empty() && host.len() <= LONGEST && host.bytes().all(known))
+        .then(|| host.to_ascii_lowercase())
 }
 
 fn unexpected(what: &str) -> ApiError {
@@ -100,10 +111,14 @@ mod tests {
 
     #[test]
     fn a_token_is_a_name_a_password_and_a_host() {
-        let token = read(&data("AWS:a:b==", "https://123456789012.dkr.ecr.eu-1.amazonaws.com")).unwrap();
+        let token =
+            read(&data("AWS:a:b==", "https://123456789012.dkr.ecr.eu-1.amazonaws.com")).unwrap();
         assert_eq!((token.user.as_str(), token.password.expose_secret()), ("AWS", "a:b=="));
         assert_eq!(token.expires_at.as_second(), 1_800_000_000);
-        assert_eq!(token.hosts, BTreeSet::from(["123456789012.dkr.ecr.eu-1.amazonaws.com".to_owned()]));
+        assert_eq!(
+            token.hosts,
+            BTreeSet::from(["123456789012.dkr.ecr.eu-1.amazonaws.com".to_owned()])
+        );
         assert!(!format!("{token:?}").contains("a:b=="));
     }
 
@@ -120,7 +135,8 @@ mod tests {
             assert_eq!(error.name, "UnexpectedResponse");
             assert!(!error.message.contains("secret"), "{}", error.message);
         }
-        let error = read(&AuthorizationData::builder().authorization_token("no base64!").build()).unwrap_err();
+        let error = read(&AuthorizationData::builder().authorization_token("no base64!").build())
+            .unwrap_err();
         assert!(error.message.contains("not base64"), "{}", error.message);
     }
 

@@ -4,7 +4,9 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use super::output::{print_error, say, say_error};
-use super::reconcile::{Input, JsonOutput, Output, RegistryOutput, Target, execute, show_notes, show_unresolved};
+use super::reconcile::{
+    Input, JsonOutput, Output, RegistryOutput, Target, execute, show_notes, show_unresolved,
+};
 use crate::plan::{Action, Plan};
 
 /// The flags of `wharfage apply`.
@@ -64,7 +66,9 @@ impl Apply {
                 Err(error) => (None, Some(format!("{error:#}"))),
             };
             let report = match &plan {
-                Some(plan) if refusal.is_none() => Some(execute(target, plan, Some(input.output)).await),
+                Some(plan) if refusal.is_none() => {
+                    Some(execute(target, plan, Some(input.output)).await)
+                }
                 _ => None,
             };
             fine &= report.as_ref().is_none_or(|report| report.succeeded());

@@ -44,11 +44,22 @@ impl Check {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let client = Client::try_from(cluster().await?)?;
         let mut findings = check_kinds(&client).await?;
-        let expected =
-            Expected { namespace: self.namespace, without: self.without, secret_namespaces: self.secret_namespace };
+        let expected = Expected {
+            namespace: self.namespace,
+            without: self.without,
+            secret_namespaces: self.secret_namespace,
+        };
         findings.extend(check_permissions(&client, &expected).await?);
         if let Some(lease) = &self.lease_name {
-            findings.push(check_leader(&client, &expected.namespace, lease, Duration::from_secs(self.timeout)).await?);
+            findings.push(
+                check_leader(
+                    &client,
+                    &expected.namespace,
+                    lease,
+                    Duration::from_secs(self.timeout),
+                )
+                .await?,
+            );
         }
         let mut missing = 0;
         for finding in findings {

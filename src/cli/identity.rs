@@ -56,12 +56,17 @@ impl Identity {
             Some(set) => Some(set.clone()),
             None => set_of(sources)?,
         };
-        Ok(Planner { cluster: file_mode(&name, set.as_deref()), adopt_from: self.adopt_from.clone() })
+        Ok(Planner {
+            cluster: file_mode(&name, set.as_deref()),
+            adopt_from: self.adopt_from.clone(),
+        })
     }
 
     /// The flags that make another command plan for the same owner and set. Their values need no quotes.
     pub(super) fn flags(&self) -> String {
-        let flag = |name: &str, value: &Option<String>| value.as_ref().map(|value| format!(" --{name} {value}"));
+        let flag = |name: &str, value: &Option<String>| {
+            value.as_ref().map(|value| format!(" --{name} {value}"))
+        };
         [flag("cluster", &self.cluster), flag("set", &self.set)].into_iter().flatten().collect()
     }
 }
@@ -73,7 +78,10 @@ fn set_of(sources: &[PathBuf]) -> anyhow::Result<Option<String>> {
     }
     let mut paths = Vec::with_capacity(sources.len());
     for source in sources {
-        paths.push(absolute(source).with_context(|| format!("cannot tell where {} is", source.display()))?);
+        paths.push(
+            absolute(source)
+                .with_context(|| format!("cannot tell where {} is", source.display()))?,
+        );
     }
     paths.sort();
     let mut hash = Sha256::new();
@@ -119,7 +127,9 @@ fn name(text: &str, longest: usize) -> Result<String, String> {
     if fits && !text.starts_with('-') && !text.ends_with('-') {
         Ok(text.to_owned())
     } else {
-        Err(format!("it must be 1 to {longest} of a-z, 0-9 and -, and begin and end with none of -"))
+        Err(format!(
+            "it must be 1 to {longest} of a-z, 0-9 and -, and begin and end with none of -"
+        ))
     }
 }
 
@@ -136,12 +146,16 @@ mod tests {
         for bad in ["", "A", "a/b", "-a", "a-", "a b", "a:b", &"a".repeat(64)] {
             assert!(cluster_name(bad).is_err() && owner_name(bad).is_err(), "{bad}");
         }
-        assert!(set_name(&"a".repeat(LONGEST_SET)).is_ok() && set_name(&"a".repeat(LONGEST_SET + 1)).is_err());
+        assert!(
+            set_name(&"a".repeat(LONGEST_SET)).is_ok()
+                && set_name(&"a".repeat(LONGEST_SET + 1)).is_err()
+        );
     }
 
     #[test]
     fn a_set_is_where_its_manifests_are() {
-        let set = |paths: &[&str]| set_of(&paths.iter().map(PathBuf::from).collect::<Vec<_>>()).unwrap();
+        let set =
+            |paths: &[&str]| set_of(&paths.iter().map(PathBuf::from).collect::<Vec<_>>()).unwrap();
         assert_eq!(set(&["/w/a"]), set(&["/w/./b/../a/"]));
         assert_eq!(set(&["/w/a", "/w/b"]), set(&["/w/b", "/w/a"]));
         assert_ne!(set(&["/w/a"]), set(&["/w/b"]));
@@ -157,7 +171,10 @@ mod tests {
         let first = nameless.resolve(data.path(), &[]).unwrap().cluster;
         assert_eq!(nameless.resolve(data.path(), &[]).unwrap().cluster, first);
         let named = Identity { cluster: Some("prod".to_owned()), ..nameless.clone() };
-        assert_eq!(named.resolve(&data.path().join("missing"), &[]).unwrap().cluster, "file:prod:s");
+        assert_eq!(
+            named.resolve(&data.path().join("missing"), &[]).unwrap().cluster,
+            "file:prod:s"
+        );
         let error = nameless.resolve(&data.path().join("missing"), &[]).unwrap_err().to_string();
         assert!(error.contains("--cluster NAME"), "{error}");
     }

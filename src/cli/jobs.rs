@@ -137,13 +137,20 @@ impl Jobs {
 impl Database {
     async fn open(&self) -> anyhow::Result<Arc<dyn Metadata>> {
         if let Some(url) = database_url(self.database_url_file.as_deref())? {
-            let options = PostgresOptions { max_connections: 1, migrate: false, ..PostgresOptions::default() };
+            let options = PostgresOptions {
+                max_connections: 1,
+                migrate: false,
+                ..PostgresOptions::default()
+            };
             let store = PostgresStore::connect(url.expose_secret(), options).await;
             return Ok(Arc::new(store.context("cannot open the PostgreSQL database")?));
         }
         let path = registry_folder(&self.data, &self.name)?.join("metadata.sqlite");
         if !path.is_file() {
-            bail!("there is no database at {}: give the --data and --name of a registry", path.display());
+            bail!(
+                "there is no database at {}: give the --data and --name of a registry",
+                path.display()
+            );
         }
         Ok(Arc::new(SqliteStore::open_beside(&path)?))
     }

@@ -68,7 +68,9 @@ enum Command {
     /// Check that a cluster has what its operator needs: what `helm test` runs
     Check(check::Check),
     /// Print a shell's tab completion for wharfage
-    #[command(after_help = "Example:\n  wharfage completions bash > /etc/bash_completion.d/wharfage")]
+    #[command(
+        after_help = "Example:\n  wharfage completions bash > /etc/bash_completion.d/wharfage"
+    )]
     Completions {
         /// The shell
         #[arg(value_enum)]
@@ -84,7 +86,10 @@ pub async fn run() -> ExitCode {
         Err(usage) => return output::print_usage(&usage),
     };
     // These print for a person on standard output: the log only disturbs unless something is wrong.
-    let quiet = matches!(cli.command, Command::Up(_) | Command::Plan(_) | Command::Apply(_) | Command::Jobs(_));
+    let quiet = matches!(
+        cli.command,
+        Command::Up(_) | Command::Plan(_) | Command::Apply(_) | Command::Jobs(_)
+    );
     let log = cli.log.as_deref().unwrap_or(if quiet { "warn,aws_config=error" } else { "info" });
     if let Err(error) = start_log(log, cli.log_format) {
         output::say_error(format_args!("error: {error:#}"));
@@ -141,7 +146,8 @@ impl StopSignals {
     fn new() -> anyhow::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         let hang_up = if ignores_hang_up() { None } else { Some(signal(SignalKind::hangup())?) };
-        let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let (interrupt, terminate) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         Ok(Self { interrupt, terminate, hang_up })
     }
 
@@ -187,7 +193,12 @@ mod tests {
 
     #[test]
     fn ignored_signals_are_read_from_linux_own_words() {
-        assert_eq!(ignored_signals("Name:\twharfage\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\n"), 0x1001);
+        assert_eq!(
+            ignored_signals(
+                "Name:\twharfage\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\n"
+            ),
+            0x1001
+        );
         assert_eq!(ignored_signals("Name:\twharfage\n"), 0);
     }
 
@@ -220,8 +231,13 @@ mod tests {
                 .flat_map(|page| page.split(|it: char| !it.is_ascii_alphanumeric() && it != '-'))
                 .collect();
             let nested = command.get_subcommands().filter(|it| it.get_name() != "help");
-            for argument in std::iter::once(command).chain(nested).flat_map(clap::Command::get_arguments) {
-                let Some(flag) = argument.get_long().filter(|it| !["help", "version"].contains(it)) else { continue };
+            for argument in
+                std::iter::once(command).chain(nested).flat_map(clap::Command::get_arguments)
+            {
+                let Some(flag) = argument.get_long().filter(|it| !["help", "version"].contains(it))
+                else {
+                    continue;
+                };
                 let short = argument.get_short().map(|short| format!("-{short}"));
                 let known = |flag: &str| words.contains(&flag);
                 if !known(&format!("--{flag}")) && !short.as_deref().is_some_and(known) {

@@ -45,7 +45,12 @@ pub struct Operator {
     leader_elect: bool,
 
     /// The name of the Lease by which replicas agree on who works
-    #[arg(long, env = "WHARFAGE_LEASE_NAME", default_value = "wharfage-operator", value_name = "NAME")]
+    #[arg(
+        long,
+        env = "WHARFAGE_LEASE_NAME",
+        default_value = "wharfage-operator",
+        value_name = "NAME"
+    )]
     lease_name: String,
 
     /// The image of managed registries whose Registry names none: the operator's own, mostly
@@ -69,7 +74,9 @@ impl Operator {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let mut signals = StopSignals::new()?;
         let config = cluster().await?;
-        let name = self.name.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
+        let name = self
+            .name
+            .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
         let settings = Settings {
             cluster: self.cluster,
             namespace: self.namespace.unwrap_or_else(|| config.default_namespace.clone()),

@@ -38,12 +38,15 @@ impl Plan {
                 Ok((_, plan)) => (Some(plan), None),
                 Err(error) => (None, Some(format!("{error:#}"))),
             };
-            refused |= error.is_some() || plan.as_ref().is_some_and(|plan| !plan.refused.is_empty());
+            refused |=
+                error.is_some() || plan.as_ref().is_some_and(|plan| !plan.refused.is_empty());
             changes |= plan.as_ref().is_some_and(|plan| !plan.is_empty());
             if input.output == Output::Text {
                 match (&plan, &error) {
                     (Some(plan), _) => say(format_args!("{}\n{plan}\n", target.heading())),
-                    (None, error) => say_error(format_args!("error: {}", error.as_deref().unwrap_or_default())),
+                    (None, error) => {
+                        say_error(format_args!("error: {}", error.as_deref().unwrap_or_default()))
+                    }
                 }
             }
             let (registry, place) = (target.name.clone(), target.place.clone());

@@ -23,7 +23,8 @@ impl Rbac {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let text = rbac::render()?;
         match self.output {
-            Some(path) => std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display())),
+            Some(path) => std::fs::write(&path, text)
+                .with_context(|| format!("cannot write {}", path.display())),
             None => {
                 print(&text);
                 Ok(())

@@ -65,9 +65,13 @@ impl Input {
         if paths.iter().filter(|path| path.as_os_str() == "-").count() > 1 {
             bail!("standard input (-) can be read once only: give it once");
         }
-        let manifests = tokio::task::spawn_blocking(move || crate::manifests::load_all(&paths)).await??;
-        let from = || self.file.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
-        if let Some(unknown) = self.registry.iter().find(|name| manifests.registry(name).is_none()) {
+        let manifests =
+            tokio::task::spawn_blocking(move || crate::manifests::load_all(&paths)).await??;
+        let from = || {
+            self.file.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+        };
+        if let Some(unknown) = self.registry.iter().find(|name| manifests.registry(name).is_none())
+        {
             bail!("{} declares no Registry {unknown:?}", from());
         }
         if manifests.registries.is_empty() {
@@ -118,7 +122,10 @@ impl Target {
         let data = DataDir::open(data)?;
         let started = data.started()?.into_iter().find(|started| started.name.as_str() == name);
         let started = started.with_context(|| {
-            format!("Registry {name} was not started from {}: run wharfage up FOLDER first", data.path().display())
+            format!(
+                "Registry {name} was not started from {}: run wharfage up FOLDER first",
+                data.path().display()
+            )
         })?;
         let (id, secret) = data.access_key(&started.name)?;
         let connection = Connection::with_key(started.endpoint.clone(), started.region, id, secret);
@@ -133,14 +140,21 @@ impl Target {
             (None, Some(aws)) => (format!("Amazon ECR in {region}"), None, aws.role_arn.clone()),
             (None, None) => bail!("Registry {name} is neither managed nor an endpoint nor aws"),
         };
-        let connection = Connection { endpoint, region, identity: Ambient, role, ca_bundle: None, host: None };
+        let connection =
+            Connection { endpoint, region, identity: Ambient, role, ca_bundle: None, host: None };
         let ecr = Ecr::new(connection, registry.registry_id().as_ref()).await?;
         Ok(Self { name, place, ecr })
     }
 
     /// Looks at the registry and says what would change, and what it was planned from.
-    pub(super) async fn plan(&self, manifests: &Manifests, planner: &Planner) -> anyhow::Result<(Desired, Plan)> {
-        let registry = manifests.registry(&self.name).with_context(|| format!("Registry {} is gone", self.name))?;
+    pub(super) async fn plan(
+        &self,
+        manifests: &Manifests,
+        planner: &Planner,
+    ) -> anyhow::Result<(Desired, Plan)> {
+        let registry = manifests
+            .registry(&self.name)
+            .with_context(|| format!("Registry {} is gone", self.name))?;
         let mut desired = desired(manifests, &registry.resource, &planner.cluster);
         desired.adopt_from.clone_from(&planner.adopt_from);
         let observed = observe(&self.ecr, &desired).await.map_err(|error| self.explain(error))?;
@@ -151,7 +165,10 @@ impl Target {
     fn explain(&self, error: ApiError) -> anyhow::Error {
         // A proxy's refusal looks like a registry that makes no sense, and its silence like one
         // that is unreachable.
-        let by_proxy = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::UnexpectedResponse | ErrorKind::Client);
+        let by_proxy = matches!(
+            error.kind,
+            ErrorKind::Unavailable | ErrorKind::UnexpectedResponse | ErrorKind::Client
+        );
         match self.ecr.proxy().filter(|_| by_proxy) {
             Some(proxy) => anyhow::anyhow!(
                 "Registry {} ({}), through the proxy {proxy}: {error}. To ask no proxy, add the host to NO_PROXY",
@@ -179,7 +196,11 @@ pub(super) async fn execute(target: &Target, plan: &Plan, output: Option<Output>
     };
     let report = apply::apply(&target.ecr, plan, |progress| match progress {
         Progress::Begun { number, of, step } if lively => {
-            print_error(&format!("\r\x1b[K[{number}/{of}] {} {}", step.action.as_str(), step.object));
+            print_error(&format!(
+                "\r\x1b[K[{number}/{of}] {} {}",
+                step.action.as_str(),
+                step.object
+            ));
         }
         Progress::Previewing(count) if lively => {
             print_error(&format!("\r\x1b[Kwaiting for {count} to be previewed"));

@@ -42,7 +42,12 @@ pub struct Serve {
     data: PathBuf,
 
     /// Address to listen on
-    #[arg(long, env = "WHARFAGE_LISTEN", default_value = "127.0.0.1:5000", value_name = "ADDR:PORT")]
+    #[arg(
+        long,
+        env = "WHARFAGE_LISTEN",
+        default_value = "127.0.0.1:5000",
+        value_name = "ADDR:PORT"
+    )]
     listen: SocketAddr,
 
     /// Address of /healthz, /readyz and /metrics; disabled by default
@@ -101,7 +106,13 @@ pub struct Serve {
     s3_endpoint: Option<String>,
 
     /// A prefix for every key in the bucket
-    #[arg(long, env = "WHARFAGE_S3_PREFIX", default_value = "", value_name = "PREFIX", requires = "s3_bucket")]
+    #[arg(
+        long,
+        env = "WHARFAGE_S3_PREFIX",
+        default_value = "",
+        value_name = "PREFIX",
+        requires = "s3_bucket"
+    )]
     s3_prefix: String,
 
     /// A JSON file with AccessKeyId and SecretAccessKey for the bucket [default: the machine's own identity]
@@ -113,7 +124,12 @@ pub struct Serve {
     s3_redirect: bool,
 
     /// Time between two evaluations of a lifecycle policy, in seconds
-    #[arg(long, env = "WHARFAGE_LIFECYCLE_INTERVAL", default_value = "3600", value_name = "SECONDS")]
+    #[arg(
+        long,
+        env = "WHARFAGE_LIFECYCLE_INTERVAL",
+        default_value = "3600",
+        value_name = "SECONDS"
+    )]
     lifecycle_interval: u64,
 
     /// Time that running transfers may take after a stop, in seconds
@@ -247,7 +263,12 @@ impl Serve {
         };
         let opened = Opened::open(startup, listener, &ServerMetrics::default()).await?;
         if uses_folder {
-            DataDir::open(&self.data)?.remember(&self.name, &self.registry_id, &self.region, None)?;
+            DataDir::open(&self.data)?.remember(
+                &self.name,
+                &self.registry_id,
+                &self.region,
+                None,
+            )?;
         }
         // A root key from the environment is its owner's to keep, so it is not written to this disk.
         let published = match given_key {
@@ -272,7 +293,10 @@ impl Serve {
         }
         say(format_args!("Serving {public_url} (listening on {address})."));
         if let Some(data) = published {
-            say(format_args!("To use it:  eval \"$(wharfage env --data {})\"", data.path().display()));
+            say(format_args!(
+                "To use it:  eval \"$(wharfage env --data {})\"",
+                data.path().display()
+            ));
         }
         Ok((running, lock))
     }
@@ -291,7 +315,9 @@ impl Serve {
                 Ok(Some(AccessKey::new(&id, &secret, self.registry_id.clone())))
             }
             (None, None) => Ok(None),
-            _ => bail!("set both of WHARFAGE_ACCESS_KEY_ID and WHARFAGE_SECRET_ACCESS_KEY, or neither"),
+            _ => bail!(
+                "set both of WHARFAGE_ACCESS_KEY_ID and WHARFAGE_SECRET_ACCESS_KEY, or neither"
+            ),
         }
     }
 
@@ -316,18 +342,30 @@ impl Serve {
             secret_access_key: String,
         }
         if let Some(file) = &self.s3_credentials_file {
-            let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+            let bytes =
+                std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
             // The parser's message could quote the file, so it is not passed on.
-            let Ok(Stored { access_key_id, secret_access_key }) = serde_json::from_slice(&bytes) else {
-                bail!("{} must be a JSON object with AccessKeyId and SecretAccessKey", file.display());
+            let Ok(Stored { access_key_id, secret_access_key }) = serde_json::from_slice(&bytes)
+            else {
+                bail!(
+                    "{} must be a JSON object with AccessKeyId and SecretAccessKey",
+                    file.display()
+                );
             };
-            return Ok(Some(S3Credentials { access_key: access_key_id, secret_key: secret_access_key }));
+            return Ok(Some(S3Credentials {
+                access_key: access_key_id,
+                secret_key: secret_access_key,
+            }));
         }
         let variable = |name| std::env::var(name).ok();
         match (variable("WHARFAGE_S3_ACCESS_KEY_ID"), variable("WHARFAGE_S3_SECRET_ACCESS_KEY")) {
-            (Some(access_key), Some(secret_key)) => Ok(Some(S3Credentials { access_key, secret_key })),
+            (Some(access_key), Some(secret_key)) => {
+                Ok(Some(S3Credentials { access_key, secret_key }))
+            }
             (None, None) => Ok(None),
-            _ => bail!("set both of WHARFAGE_S3_ACCESS_KEY_ID and WHARFAGE_S3_SECRET_ACCESS_KEY, or neither"),
+            _ => bail!(
+                "set both of WHARFAGE_S3_ACCESS_KEY_ID and WHARFAGE_S3_SECRET_ACCESS_KEY, or neither"
+            ),
         }
     }
 }
@@ -336,7 +374,8 @@ impl Serve {
 pub(super) fn database_url(file: Option<&Path>) -> anyhow::Result<Option<SecretString>> {
     let url = match file {
         Some(file) => {
-            let url = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+            let url = std::fs::read_to_string(file)
+                .with_context(|| format!("cannot read {}", file.display()))?;
             Some(url.trim().to_owned())
         }
         None => std::env::var("WHARFAGE_DATABASE_URL").ok(),

@@ -16,7 +16,8 @@ pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(600);
 pub const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A DNS-1123 subdomain, which is what Kubernetes asks of an object's name.
-pub(crate) const NAME_PATTERN: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+pub(crate) const NAME_PATTERN: &str =
+    r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
 /// A DNS-1123 label, which is what Kubernetes asks of a namespace's name.
 pub(crate) const NAMESPACE_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
 /// A duration as Go writes it, of bounded length, so that reading it can't overflow.
@@ -24,11 +25,14 @@ pub(crate) const DURATION_PATTERN: &str = r"^([0-9]{1,6}(ms|s|m|h)){1,4}$";
 
 /// [`SHORTEST_INTERVAL`], as a rule of every `interval`.
 pub(crate) fn at_least_the_shortest_interval() -> Rule {
-    Rule::new("duration(self) >= duration('1s')").message("an interval is 1s or longer: give a longer one")
+    Rule::new("duration(self) >= duration('1s')")
+        .message("an interval is 1s or longer: give a longer one")
 }
 
 /// The Registry that a resource belongs to.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 pub struct RegistryRef {
     /// Name of the Registry. It may be made later: until then the resource waits.
     #[schemars(length(min = 1, max = 253), regex(pattern = NAME_PATTERN))]
@@ -36,7 +40,9 @@ pub struct RegistryRef {
 }
 
 /// A Repository of the same namespace.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 pub struct RepositoryRef {
     /// Name of the Repository resource (its metadata.name, not its repositoryName).
     #[schemars(length(min = 1, max = 253), regex(pattern = NAME_PATTERN))]
@@ -173,11 +179,14 @@ pub(crate) use managed;
 /// one that Kubernetes would refuse (an unknown operator) chooses none.
 pub fn selects(selector: &LabelSelector, labels: Option<&BTreeMap<String, String>>) -> bool {
     static NONE: BTreeMap<String, String> = BTreeMap::new();
-    Selector::try_from(selector.clone()).is_ok_and(|selector| selector.matches(labels.unwrap_or(&NONE)))
+    Selector::try_from(selector.clone())
+        .is_ok_and(|selector| selector.matches(labels.unwrap_or(&NONE)))
 }
 
 /// Orders resources by precedence: the older first, and of two made in the same second the one that comes first by name.
 pub fn older<K: kube::Resource>(a: &K, b: &K) -> Ordering {
-    let key = |it: &K| (it.meta().creation_timestamp.clone().map(|it| it.0), it.namespace(), it.name_any());
+    let key = |it: &K| {
+        (it.meta().creation_timestamp.clone().map(|it| it.0), it.namespace(), it.name_any())
+    };
     key(a).cmp(&key(b))
 }

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::reason::Reason;
 
 /// The conditions that Wharfage sets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 pub enum ConditionType {
     /// The registry is as the spec asks.
     Ready,
@@ -48,7 +50,10 @@ pub struct Condition {
     /// The status of the condition.
     pub status: ConditionStatus,
     /// Why, as one CamelCase word that programs may compare.
-    #[schemars(length(min = 1, max = 1024), regex(pattern = "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"))]
+    #[schemars(
+        length(min = 1, max = 1024),
+        regex(pattern = "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")
+    )]
     pub reason: String,
     /// Why, as one sentence that names the object, the value and what to do.
     #[schemars(length(max = 32768))]

@@ -17,7 +17,12 @@ use super::{LifecyclePolicy, PullSecret, Registry, Repository};
 
 /// Every kind's CustomResourceDefinition.
 pub fn all() -> anyhow::Result<Vec<CustomResourceDefinition>> {
-    Ok(vec![crd::<Registry>()?, crd::<Repository>()?, crd::<LifecyclePolicy>()?, crd::<PullSecret>()?])
+    Ok(vec![
+        crd::<Registry>()?,
+        crd::<Repository>()?,
+        crd::<LifecyclePolicy>()?,
+        crd::<PullSecret>()?,
+    ])
 }
 
 /// Every kind's CustomResourceDefinition as a file: its name, and its text in YAML.
@@ -98,7 +103,8 @@ mod tests {
 
     fn schemas() -> Vec<(String, Value)> {
         let schema = |crd: CustomResourceDefinition| {
-            let schema = crd.spec.versions[0].schema.as_ref().unwrap().open_api_v3_schema.as_ref().unwrap();
+            let schema =
+                crd.spec.versions[0].schema.as_ref().unwrap().open_api_v3_schema.as_ref().unwrap();
             (crd.spec.names.kind.clone(), serde_json::to_value(schema).unwrap())
         };
         all().unwrap().into_iter().map(schema).collect()
@@ -162,7 +168,9 @@ mod tests {
         visit_all(|path, schema| {
             let typed = schema["type"].is_string() || schema["x-kubernetes-int-or-string"] == true;
             assert!(typed, "{path} has no type");
-            for keyword in ["anyOf", "oneOf", "allOf", "not", "nullable", "title", "$ref", "uniqueItems"] {
+            for keyword in
+                ["anyOf", "oneOf", "allOf", "not", "nullable", "title", "$ref", "uniqueItems"]
+            {
                 assert!(schema.get(keyword).is_none(), "{path} has {keyword}");
             }
         });
@@ -195,7 +203,10 @@ mod tests {
                 Some("array") => schema.get("maxItems"),
                 _ => return,
             };
-            assert!(!ours || bound.is_some() || path.contains(".annotations"), "{path} is unbounded");
+            assert!(
+                !ours || bound.is_some() || path.contains(".annotations"),
+                "{path} is unbounded"
+            );
         });
     }
 

@@ -29,14 +29,32 @@ pub use wharfage_domain::lifecycle::StorageClass;
     namespaced,
     status = "LifecyclePolicyStatus",
     derive = "PartialEq",
-    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].status"#
+    ),
     printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
-    printcolumn(name = "Repositories", type_ = "integer", json_path = ".status.totals.repositories"),
+    printcolumn(
+        name = "Repositories",
+        type_ = "integer",
+        json_path = ".status.totals.repositories"
+    ),
     printcolumn(name = "Expiring", type_ = "integer", json_path = ".status.totals.expiring"),
     printcolumn(name = "Protected", type_ = "integer", json_path = ".status.totals.protected"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    printcolumn(name = "Registry", type_ = "string", json_path = ".spec.registryRef.name", priority = 1),
-    printcolumn(name = "Size", type_ = "integer", json_path = ".status.totals.bytes", priority = 1),
+    printcolumn(
+        name = "Registry",
+        type_ = "string",
+        json_path = ".spec.registryRef.name",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Size",
+        type_ = "integer",
+        json_path = ".status.totals.bytes",
+        priority = 1
+    ),
     printcolumn(
         name = "Message",
         type_ = "string",
@@ -384,7 +402,11 @@ impl LifecyclePolicy {
 
     /// Returns whether images that run are kept.
     pub fn protects_in_use(&self) -> bool {
-        self.spec.in_use_protection.as_ref().and_then(|protection| protection.enabled).unwrap_or_default()
+        self.spec
+            .in_use_protection
+            .as_ref()
+            .and_then(|protection| protection.enabled)
+            .unwrap_or_default()
     }
 
     /// Returns whether it is about this repository: same namespace, same registry, and referred to or selected.
@@ -395,7 +417,9 @@ impl LifecyclePolicy {
             (None, Some(selector)) => selects(selector, repository.metadata.labels.as_ref()),
             (None, None) => false,
         };
-        chosen && self.namespace() == repository.namespace() && spec.registry_ref == repository.spec.registry_ref
+        chosen
+            && self.namespace() == repository.namespace()
+            && spec.registry_ref == repository.spec.registry_ref
     }
 
     /// The document that ECR's PutLifecyclePolicy takes as text.

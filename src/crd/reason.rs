@@ -153,7 +153,8 @@ mod tests {
 
     #[test]
     fn the_documentation_has_every_reason() {
-        let rows = Reason::ALL.iter().map(|reason| format!("| `{reason}` | {} |\n", reason.meaning()));
+        let rows =
+            Reason::ALL.iter().map(|reason| format!("| `{reason}` | {} |\n", reason.meaning()));
         let table: String = rows.collect();
         let page = include_str!("../../docs/reasons.md");
         let (_, documented) = page.split_once("|---|---|\n").unwrap();

@@ -9,8 +9,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::common::{
-    AdoptionPolicy, DURATION_PATTERN, DeletionPolicy, Document, Managed as _, ManagementPolicy, RegistryRef,
-    at_least_the_shortest_interval, managed,
+    AdoptionPolicy, DURATION_PATTERN, DeletionPolicy, Document, Managed as _, ManagementPolicy,
+    RegistryRef, at_least_the_shortest_interval, managed,
 };
 use super::conditions::Condition;
 use super::registry::WildcardFilter;
@@ -149,7 +149,8 @@ pub struct RepositorySpec {
 }
 
 /// [`RepositoryName::PATTERN`], anchored.
-pub(super) const NAME_PATTERN: &str = r"^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$";
+pub(super) const NAME_PATTERN: &str =
+    r"^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$";
 
 /// The clients that may pull.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -162,7 +163,9 @@ pub enum Visibility {
 }
 
 /// A pattern of tags.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, KubeSchema)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, KubeSchema,
+)]
 #[serde(rename_all = "camelCase")]
 pub struct ExclusionFilter {
     /// The syntax of the pattern: WILDCARD.
@@ -323,7 +326,10 @@ impl Repository {
 
     /// Returns whether each pushed image is scanned.
     pub fn scan_on_push(&self) -> bool {
-        self.spec.image_scanning_configuration.and_then(|configuration| configuration.scan_on_push).unwrap_or_default()
+        self.spec
+            .image_scanning_configuration
+            .and_then(|configuration| configuration.scan_on_push)
+            .unwrap_or_default()
     }
 
     /// Returns whether its deletion is refused.

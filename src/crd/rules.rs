@@ -55,7 +55,8 @@ impl Rules {
 impl KindRules {
     fn compile(crd: CustomResourceDefinition) -> anyhow::Result<Self> {
         let version = crd.spec.versions.into_iter().next();
-        let schema = version.and_then(|version| version.schema).and_then(|schema| schema.open_api_v3_schema);
+        let schema =
+            version.and_then(|version| version.schema).and_then(|schema| schema.open_api_v3_schema);
         let mut schema = serde_json::to_value(schema)?;
         let cel = compile_schema(&schema);
         if let Some(properties) = schema["properties"].as_object_mut() {
@@ -68,7 +69,13 @@ impl KindRules {
         schema["required"] = json!(["metadata", "spec"]);
         refuse_unknown_fields(&mut schema);
         let openapi = jsonschema::options().should_validate_formats(true).build(&schema)?;
-        Ok(Self { kind: crd.spec.names.kind, namespaced: crd.spec.scope == "Namespaced", schema, openapi, cel })
+        Ok(Self {
+            kind: crd.spec.names.kind,
+            namespaced: crd.spec.scope == "Namespaced",
+            schema,
+            openapi,
+            cel,
+        })
     }
 
     /// Returns whether resources of the kind live in a namespace.
@@ -86,9 +93,16 @@ impl KindRules {
 
     /// Every fault of a new manifest, in the order of its fields. As with an API server, CEL is asked only once the shape is
     /// right. `written` is the text of a field's number, truth value or null as its author wrote it, if that is known.
-    pub fn check<'t>(&self, manifest: &Value, written: &dyn Fn(&str) -> Option<&'t str>) -> Vec<Violation> {
-        let mut violations: Vec<_> =
-            self.openapi.iter_errors(manifest).flat_map(|error| self.describe(&error, written)).collect();
+    pub fn check<'t>(
+        &self,
+        manifest: &Value,
+        written: &dyn Fn(&str) -> Option<&'t str>,
+    ) -> Vec<Violation> {
+        let mut violations: Vec<_> = self
+            .openapi
+            .iter_errors(manifest)
+            .flat_map(|error| self.describe(&error, written))
+            .collect();
         repeated_keys(&self.schema, manifest, "", &mut violations);
         if violations.is_empty() {
             violations = from_cel(Validator::new().validate_compiled(&self.cel, manifest, None));
@@ -100,24 +114,33 @@ impl KindRules {
 
     /// Every fault of a manifest that takes the place of `old`: immutable fields that changed. Both have passed [`Self::check`].
     pub fn check_update(&self, manifest: &Value, old: &Value) -> Vec<Violation> {
-        let mut violations = from_cel(Validator::new().validate_compiled(&self.cel, manifest, Some(old)));
+        let mut violations =
+            from_cel(Validator::new().validate_compiled(&self.cel, manifest, Some(old)));
         violations.sort();
         violations.dedup();
         violations
     }
 
     /// One OpenAPI error in words; several for several unknown fields.
-    fn describe<'t>(&self, error: &ValidationError<'_>, written: &dyn Fn(&str) -> Option<&'t str>) -> Vec<Violation> {
+    fn describe<'t>(
+        &self,
+        error: &ValidationError<'_>,
+        written: &dyn Fn(&str) -> Option<&'t str>,
+    ) -> Vec<Violation> {
         let path = dotted(error.instance_path().as_str());
         let value = written(&path).map_or_else(|| shown(error.instance()), cut);
         let one = |message: String| vec![Violation { path: path.clone(), message }];
         match error.kind() {
             ValidationErrorKind::AdditionalProperties { unexpected } => {
                 let parent = error.schema_path().as_str().trim_end_matches("/additionalProperties");
-                let known = self.schema.pointer(parent).and_then(|schema| schema["properties"].as_object());
+                let known =
+                    self.schema.pointer(parent).and_then(|schema| schema["properties"].as_object());
                 unexpected
                     .iter()
-                    .map(|name| Violation { path: join(&path, name), message: unknown_field(name, known) })
+                    .map(|name| Violation {
+                        path: join(&path, name),
+                        message: unknown_field(name, known),
+                    })
                     .collect()
             }
             ValidationErrorKind::FalseSchema => one("takes no fields".to_owned()),
@@ -132,18 +155,38 @@ impl KindRules {
                 let options: Vec<_> = options.as_array().into_iter().flatten().map(plain).collect();
                 one(format!("{value} is none of {}", options.join(", ")))
             }
-            ValidationErrorKind::Pattern { pattern } => one(format!("{value} does not match {pattern}")),
-            ValidationErrorKind::PropertyNames { error } => {
-                one(format!("the key {} is not valid: {}", shown(error.instance()), error.masked_with("it")))
+            ValidationErrorKind::Pattern { pattern } => {
+                one(format!("{value} does not match {pattern}"))
             }
-            ValidationErrorKind::Format { format } => one(format!("{value} is not a valid {format}")),
-            ValidationErrorKind::MinLength { limit } => one(format!("{value} has fewer than {limit} characters")),
-            ValidationErrorKind::MaxLength { limit } => one(format!("{value} has more than {limit} characters")),
-            ValidationErrorKind::MinItems { limit } => one(format!("has fewer entries than {limit}")),
-            ValidationErrorKind::MaxItems { limit } => one(format!("has more entries than {limit}")),
-            ValidationErrorKind::MaxProperties { limit } => one(format!("has more entries than {limit}")),
-            ValidationErrorKind::Minimum { limit } => one(format!("{value} is less than {}", number(limit))),
-            ValidationErrorKind::Maximum { limit } => one(format!("{value} is more than {}", number(limit))),
+            ValidationErrorKind::PropertyNames { error } => one(format!(
+                "the key {} is not valid: {}",
+                shown(error.instance()),
+                error.masked_with("it")
+            )),
+            ValidationErrorKind::Format { format } => {
+                one(format!("{value} is not a valid {format}"))
+            }
+            ValidationErrorKind::MinLength { limit } => {
+                one(format!("{value} has fewer than {limit} characters"))
+            }
+            ValidationErrorKind::MaxLength { limit } => {
+                one(format!("{value} has more than {limit} characters"))
+            }
+            ValidationErrorKind::MinItems { limit } => {
+                one(format!("has fewer entries than {limit}"))
+            }
+            ValidationErrorKind::MaxItems { limit } => {
+                one(format!("has more entries than {limit}"))
+            }
+            ValidationErrorKind::MaxProperties { limit } => {
+                one(format!("has more entries than {limit}"))
+            }
+            ValidationErrorKind::Minimum { limit } => {
+                one(format!("{value} is less than {}", number(limit)))
+            }
+            ValidationErrorKind::Maximum { limit } => {
+                one(format!("{value} is more than {}", number(limit)))
+            }
             _ => one(error.to_string()),
         }
     }
@@ -161,7 +204,8 @@ impl KindRules {
 /// a cluster is valid here.
 fn metadata() -> Value {
     const LABEL_VALUE: &str = "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$";
-    const QUALIFIED_NAME: &str = "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$";
+    const QUALIFIED_NAME: &str =
+        "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$";
     json!({
         "type": "object",
         "required": ["name"],
@@ -204,7 +248,12 @@ fn refuse_unknown_fields(schema: &mut Value) {
     if object.get("type") == Some(&json!("object")) && !open {
         object.insert("additionalProperties".to_owned(), json!(false));
     }
-    for property in object.get_mut("properties").and_then(Value::as_object_mut).into_iter().flat_map(Map::values_mut) {
+    for property in object
+        .get_mut("properties")
+        .and_then(Value::as_object_mut)
+        .into_iter()
+        .flat_map(Map::values_mut)
+    {
         refuse_unknown_fields(property);
     }
     for keyword in ["items", "additionalProperties"] {
@@ -214,7 +263,9 @@ fn refuse_unknown_fields(schema: &mut Value) {
 
 /// The schema of a field, or of what a map holds.
 fn field<'s>(schema: &'s Value, name: &str) -> Option<&'s Value> {
-    schema["properties"].get(name).or_else(|| schema.get("additionalProperties").filter(|values| values.is_object()))
+    schema["properties"]
+        .get(name)
+        .or_else(|| schema.get("additionalProperties").filter(|values| values.is_object()))
 }
 
 fn drop_nulls(schema: &Value, value: &mut Value) {
@@ -263,7 +314,8 @@ fn list_key(schema: &Value, item: &Value) -> Option<Value> {
         "set" => Some(item.clone()),
         "map" => {
             let keys = schema["x-kubernetes-list-map-keys"].as_array()?;
-            let key = |name: &Value| Some((name.as_str()?.to_owned(), item.get(name.as_str()?)?.clone()));
+            let key =
+                |name: &Value| Some((name.as_str()?.to_owned(), item.get(name.as_str()?)?.clone()));
             keys.iter().map(key).collect::<Option<Map<_, _>>>().map(Value::Object)
         }
         _ => None,
@@ -272,17 +324,24 @@ fn list_key(schema: &Value, item: &Value) -> Option<Value> {
 
 fn from_cel(result: Result<(), ValidationErrors>) -> Vec<Violation> {
     let errors = result.err().map(ValidationErrors::into_vec).unwrap_or_default();
-    errors.into_iter().map(|error| Violation { path: error.field_path, message: error.message }).collect()
+    errors
+        .into_iter()
+        .map(|error| Violation { path: error.field_path, message: error.message })
+        .collect()
 }
 
 fn unknown_field(name: &str, known: Option<&Map<String, Value>>) -> String {
     let known: Vec<_> = known.into_iter().flat_map(Map::keys).map(String::as_str).collect();
     let nearest = known
         .iter()
-        .map(|candidate| (strsim::jaro_winkler(&candidate.to_lowercase(), &name.to_lowercase()), candidate))
+        .map(|candidate| {
+            (strsim::jaro_winkler(&candidate.to_lowercase(), &name.to_lowercase()), candidate)
+        })
         .max_by(|(a, _), (b, _)| a.total_cmp(b));
     match nearest {
-        Some((likeness, candidate)) if likeness > 0.85 => format!("unknown field: did you mean {candidate}?"),
+        Some((likeness, candidate)) if likeness > 0.85 => {
+            format!("unknown field: did you mean {candidate}?")
+        }
         Some(_) => format!("unknown field: known here are {}", known.join(", ")),
         None => "unknown field".to_owned(),
     }

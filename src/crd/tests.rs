@@ -16,13 +16,19 @@ fn registry(spec: serde_json::Value) -> Registry {
 
 fn repository(namespace: &str, name: &str, labels: serde_json::Value) -> Repository {
     let metadata = json!({ "name": name, "namespace": namespace, "labels": labels });
-    serde_json::from_value(json!({ "metadata": metadata, "spec": { "registryRef": { "name": "home" } } })).unwrap()
+    serde_json::from_value(
+        json!({ "metadata": metadata, "spec": { "registryRef": { "name": "home" } } }),
+    )
+    .unwrap()
 }
 
 fn policy(targets: serde_json::Value) -> LifecyclePolicy {
     let mut spec = json!({ "registryRef": { "name": "home" }, "rules": [] });
     spec.as_object_mut().unwrap().extend(targets.as_object().unwrap().clone());
-    serde_json::from_value(json!({ "metadata": { "name": "keep", "namespace": "team" }, "spec": spec })).unwrap()
+    serde_json::from_value(
+        json!({ "metadata": { "name": "keep", "namespace": "team" }, "spec": spec }),
+    )
+    .unwrap()
 }
 
 fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -109,7 +115,9 @@ fn an_interval_is_never_so_short_that_nothing_rests() {
         repository.spec.interval = Some(interval.parse().unwrap());
         repository.interval()
     };
-    for (interval, expected) in [("0s", 1000), ("1ms", 1000), ("1s", 1000), ("1s500ms", 1500), ("1h30m", 5_400_000)] {
+    for (interval, expected) in
+        [("0s", 1000), ("1ms", 1000), ("1s", 1000), ("1s500ms", 1500), ("1h30m", 5_400_000)]
+    {
         assert_eq!(resting(interval).as_millis(), expected, "{interval}");
     }
 }
@@ -125,8 +133,9 @@ fn a_pull_secret_is_for_the_namespaces_that_it_selects_or_for_its_own() {
     let own = secret(json!({}));
     assert!(own.chooses("team", None) && !own.chooses("other", Some(&pulls)));
     assert_eq!(own.secret_name(), "pull");
-    let some =
-        secret(json!({ "namespaceSelector": { "matchLabels": { "pulls-from": "home" } }, "secretName": "home-pull" }));
+    let some = secret(
+        json!({ "namespaceSelector": { "matchLabels": { "pulls-from": "home" } }, "secretName": "home-pull" }),
+    );
     assert!(some.chooses("other", Some(&pulls)) && !some.chooses("team", None));
     assert_eq!(some.secret_name(), "home-pull");
     let all = secret(json!({ "namespaceSelector": {} }));
@@ -135,8 +144,9 @@ fn a_pull_secret_is_for_the_namespaces_that_it_selects_or_for_its_own() {
 
 #[test]
 fn a_selector_with_an_unknown_operator_chooses_nothing() {
-    let selector =
-        serde_json::from_value(json!({ "matchExpressions": [{ "key": "tier", "operator": "Like", "values": ["p"] }] }));
+    let selector = serde_json::from_value(
+        json!({ "matchExpressions": [{ "key": "tier", "operator": "Like", "values": ["p"] }] }),
+    );
     assert!(!selects(&selector.unwrap(), Some(&labels(&[("tier", "p")]))));
 }
 
@@ -154,7 +164,10 @@ fn a_condition_keeps_the_time_at_which_its_status_began() {
     set_condition(&mut conditions, at(1, false, "Waiting"));
     set_condition(&mut conditions, at(2, false, "StillWaiting"));
     let ready = condition(&conditions, ConditionType::Ready).unwrap();
-    assert_eq!((ready.reason.as_str(), ready.last_transition_time.0.as_second()), ("StillWaiting", 1));
+    assert_eq!(
+        (ready.reason.as_str(), ready.last_transition_time.0.as_second()),
+        ("StillWaiting", 1)
+    );
     set_condition(&mut conditions, at(3, true, "InSync"));
     assert_eq!(conditions, [at(3, true, "InSync")]);
     assert!(condition(&conditions, ConditionType::Stalled).is_none());
@@ -178,5 +191,8 @@ fn enums_are_written_as_ecr_writes_them() {
 
 #[test]
 fn the_schemas_pattern_of_repository_names_is_that_of_the_type() {
-    assert_eq!(super::repository::NAME_PATTERN, format!("^{}$", wharfage_domain::names::RepositoryName::PATTERN));
+    assert_eq!(
+        super::repository::NAME_PATTERN,
+        format!("^{}$", wharfage_domain::names::RepositoryName::PATTERN)
+    );
 }

@@ -41,7 +41,8 @@ impl AccessKey {
         let mut random = [0; 16 + 30];
         rand::fill(&mut random).map_err(|_| NoRandomness)?;
         let (id, secret) = random.split_at(16);
-        let id: String = id.iter().map(|byte| char::from(ALPHABET[usize::from(byte % 32)])).collect();
+        let id: String =
+            id.iter().map(|byte| char::from(ALPHABET[usize::from(byte % 32)])).collect();
         // 30 bytes are 40 characters of base64 without padding.
         Ok(Self::new(&format!("AKIA{id}"), &BASE64.encode(secret), account))
     }
@@ -49,7 +50,10 @@ impl AccessKey {
 
 impl fmt::Debug for AccessKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AccessKey").field("id", &self.id).field("account", &self.account).finish_non_exhaustive()
+        f.debug_struct("AccessKey")
+            .field("id", &self.id)
+            .field("account", &self.account)
+            .finish_non_exhaustive()
     }
 }
 
@@ -68,7 +72,10 @@ mod tests {
         let key = AccessKey::generate(account()).unwrap();
         let tail = key.id.strip_prefix("AKIA").unwrap();
         assert_eq!(tail.len(), 16);
-        assert!(tail.bytes().all(|b| b.is_ascii_uppercase() || (b'2'..=b'7').contains(&b)), "{tail}");
+        assert!(
+            tail.bytes().all(|b| b.is_ascii_uppercase() || (b'2'..=b'7').contains(&b)),
+            "{tail}"
+        );
         assert_eq!(key.secret.expose_secret().len(), 40);
         assert!(!key.secret.expose_secret().contains('='));
         assert_ne!(AccessKey::generate(account()).unwrap().id, key.id);

@@ -87,9 +87,13 @@ text_newtype!(
 impl FromStr for Region {
     type Err = InvalidName;
     fn from_str(s: &str) -> Result<Self, InvalidName> {
-        let fits =
-            (2..=25).contains(&s.len()) && s.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase() || b == b'-');
-        if fits { Ok(Self(s.into())) } else { Err(InvalidName::new("region", s, "it must match [0-9a-z-]{2,25}")) }
+        let fits = (2..=25).contains(&s.len())
+            && s.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase() || b == b'-');
+        if fits {
+            Ok(Self(s.into()))
+        } else {
+            Err(InvalidName::new("region", s, "it must match [0-9a-z-]{2,25}"))
+        }
     }
 }
 
@@ -105,7 +109,8 @@ impl FromStr for RegistryName {
         const RULE: &str = "it must be 1 to 253 of a-z, 0-9, - and ., and begin and end with a letter or a digit, each part between dots too";
         let alphanumeric = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
         let is_label = |label: &[u8]| {
-            let ends = label.first().is_some_and(alphanumeric) && label.last().is_some_and(alphanumeric);
+            let ends =
+                label.first().is_some_and(alphanumeric) && label.last().is_some_and(alphanumeric);
             ends && label.iter().all(|b| alphanumeric(b) || *b == b'-')
         };
         if s.len() <= 253 && s.as_bytes().split(|b| *b == b'.').all(is_label) {
@@ -123,7 +128,8 @@ text_newtype!(
 
 impl RepositoryName {
     /// The pattern that ECR's service model and distribution-spec 1.1 share.
-    pub const PATTERN: &'static str = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*";
+    pub const PATTERN: &'static str =
+        r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*";
 }
 
 impl FromStr for RepositoryName {
@@ -146,7 +152,8 @@ fn is_name_component(part: &str) -> bool {
     let alphanumeric = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = part.as_bytes();
     let ends = bytes.first().is_some_and(alphanumeric) && bytes.last().is_some_and(alphanumeric);
-    let separator = |run: &[u8]| matches!(run, b"" | b"." | b"_" | b"__") || run.iter().all(|b| *b == b'-');
+    let separator =
+        |run: &[u8]| matches!(run, b"" | b"." | b"_" | b"__") || run.iter().all(|b| *b == b'-');
     ends && bytes.split(alphanumeric).all(separator)
 }
 
@@ -176,7 +183,11 @@ impl FromStr for Tag {
         if head && rest && s.len() <= 300 {
             Ok(Self(s.into()))
         } else {
-            Err(InvalidName::new("tag", s, "it must match [a-zA-Z0-9_][a-zA-Z0-9._-]* and have 1 to 300 characters"))
+            Err(InvalidName::new(
+                "tag",
+                s,
+                "it must match [a-zA-Z0-9_][a-zA-Z0-9._-]* and have 1 to 300 characters",
+            ))
         }
     }
 }
@@ -260,12 +271,17 @@ impl Digest {
 impl FromStr for Digest {
     type Err = InvalidName;
     fn from_str(s: &str) -> Result<Self, InvalidName> {
-        const RULE: &str = "it must be sha256: and 64, or sha512: and 128, lowercase hexadecimal digits";
+        const RULE: &str =
+            "it must be sha256: and 64, or sha512: and 128, lowercase hexadecimal digits";
         let invalid = || InvalidName::new("digest", s, RULE);
         let (algorithm, hex) = s.split_once(':').ok_or_else(invalid)?;
         let algorithm: Algorithm = algorithm.parse().map_err(|_| invalid())?;
         let lower_hex = hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        if hex.len() == algorithm.hex_len() && lower_hex { Ok(Self(s.into())) } else { Err(invalid()) }
+        if hex.len() == algorithm.hex_len() && lower_hex {
+            Ok(Self(s.into()))
+        } else {
+            Err(invalid())
+        }
     }
 }
 
@@ -326,7 +342,10 @@ impl FromStr for RepositoryArn {
         Ok(Self {
             region: region.parse().map_err(|_| invalid())?,
             account: account.parse().map_err(|_| invalid())?,
-            name: resource.strip_prefix("repository/").and_then(|n| n.parse().ok()).ok_or_else(invalid)?,
+            name: resource
+                .strip_prefix("repository/")
+                .and_then(|n| n.parse().ok())
+                .ok_or_else(invalid)?,
         })
     }
 }
@@ -342,9 +361,10 @@ mod tests {
             assert!(good.parse::<RepositoryName>().is_ok(), "{good} is valid");
         }
         let long = "a".repeat(257);
-        for bad in
-            ["a", "", "A/b", "a//b", "/ab", "ab/", "a..b", "a___b", "-ab", "../etc", "a/../b", "a b", "ab\n", &long]
-        {
+        for bad in [
+            "a", "", "A/b", "a//b", "/ab", "ab/", "a..b", "a___b", "-ab", "../etc", "a/../b",
+            "a b", "ab\n", &long,
+        ] {
             assert!(bad.parse::<RepositoryName>().is_err(), "{bad:?} is refused");
         }
     }
@@ -362,12 +382,17 @@ mod tests {
     #[test]
     fn digests_have_the_length_of_their_algorithm() {
         let digest = Digest::sha256(b"");
-        assert_eq!(digest.as_str(), "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+        assert_eq!(
+            digest.as_str(),
+            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
         assert_eq!(digest.as_str().parse::<Digest>().as_ref(), Ok(&digest));
         let long = Digest::of(Algorithm::Sha512, b"");
         assert_eq!(long.hex().len(), 128);
         assert_eq!(long.as_str().parse::<Digest>().unwrap().algorithm(), Algorithm::Sha512);
-        for bad in ["sha256:", "sha256:E3B0", "md5:d41d8cd98f00b204e9800998ecf8427e", "sha256", ":", ""] {
+        for bad in
+            ["sha256:", "sha256:E3B0", "md5:d41d8cd98f00b204e9800998ecf8427e", "sha256", ":", ""]
+        {
             assert!(bad.parse::<Digest>().is_err(), "{bad:?} is refused");
         }
     }

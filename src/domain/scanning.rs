@@ -120,11 +120,16 @@ impl ScanningConfiguration {
     }
 
     /// When a repository's images are scanned; `scan_on_push` is its own setting, which counts with BASIC only.
-    pub fn of_repository(&self, name: &RepositoryName, scan_on_push: bool) -> RepositoryScanning<'_> {
+    pub fn of_repository(
+        &self,
+        name: &RepositoryName,
+        scan_on_push: bool,
+    ) -> RepositoryScanning<'_> {
         for frequency in [ScanFrequency::ContinuousScan, ScanFrequency::ScanOnPush] {
             let rules = self.rules.iter().filter(|rule| rule.scan_frequency == frequency);
             let filters = rules.flat_map(|rule| &rule.filters).map(String::as_str);
-            let filters: Vec<&str> = filters.filter(|filter| matches(filter, name.as_str())).collect();
+            let filters: Vec<&str> =
+                filters.filter(|filter| matches(filter, name.as_str())).collect();
             if !filters.is_empty() {
                 return RepositoryScanning { frequency, filters };
             }
@@ -176,7 +181,10 @@ mod tests {
     use super::*;
 
     fn rule(scan_frequency: ScanFrequency, filters: &[&str]) -> ScanningRule {
-        ScanningRule { scan_frequency, filters: filters.iter().map(|filter| (*filter).to_owned()).collect() }
+        ScanningRule {
+            scan_frequency,
+            filters: filters.iter().map(|filter| (*filter).to_owned()).collect(),
+        }
     }
 
     fn configuration(scan_type: ScanType, rules: Vec<ScanningRule>) -> ScanningConfiguration {
@@ -213,7 +221,10 @@ mod tests {
         use ScanFrequency::{ContinuousScan, Manual, ScanOnPush};
         let enhanced = configuration(
             ScanType::Enhanced,
-            vec![rule(ScanOnPush, &["*", "team"]), rule(ContinuousScan, &["prod*", "*-live", "prod"])],
+            vec![
+                rule(ScanOnPush, &["*", "team"]),
+                rule(ContinuousScan, &["prod*", "*-live", "prod"]),
+            ],
         );
         let basic = configuration(ScanType::Basic, vec![rule(ScanOnPush, &["prod*"])]);
         let narrow = configuration(ScanType::Enhanced, vec![rule(ContinuousScan, &["prod*"])]);
@@ -227,7 +238,11 @@ mod tests {
             (&basic, "team/api", true, ScanOnPush, &[]),
         ] {
             let found = configuration.of_repository(&name.parse().unwrap(), scan_on_push);
-            assert_eq!(found, RepositoryScanning { frequency, filters: filters.to_vec() }, "{configuration}: {name}");
+            assert_eq!(
+                found,
+                RepositoryScanning { frequency, filters: filters.to_vec() },
+                "{configuration}: {name}"
+            );
         }
     }
 
@@ -235,15 +250,24 @@ mod tests {
     fn rules_must_go_with_the_scan_type_and_with_each_other() {
         use ScanFrequency::{ContinuousScan, Manual, ScanOnPush};
         let fault = |scan_type, frequencies: &[ScanFrequency]| {
-            configuration(scan_type, frequencies.iter().map(|it| rule(*it, &["*"])).collect()).fault()
+            configuration(scan_type, frequencies.iter().map(|it| rule(*it, &["*"])).collect())
+                .fault()
         };
         assert_eq!(fault(ScanType::Basic, &[]), None);
         assert_eq!(fault(ScanType::Basic, &[ScanOnPush]), None);
         assert_eq!(fault(ScanType::Enhanced, &[ScanOnPush, ContinuousScan]), None);
         for (scan_type, frequencies, expected) in [
             (ScanType::Basic, &[ContinuousScan][..], "does not go with the scanType BASIC"),
-            (ScanType::Basic, &[ScanOnPush, ScanOnPush], "two rules have the scanFrequency SCAN_ON_PUSH"),
-            (ScanType::Enhanced, &[ContinuousScan, ContinuousScan], "two rules have the scanFrequency CONTINUOUS_SCAN"),
+            (
+                ScanType::Basic,
+                &[ScanOnPush, ScanOnPush],
+                "two rules have the scanFrequency SCAN_ON_PUSH",
+            ),
+            (
+                ScanType::Enhanced,
+                &[ContinuousScan, ContinuousScan],
+                "two rules have the scanFrequency CONTINUOUS_SCAN",
+            ),
             (ScanType::Enhanced, &[Manual], "MANUAL cannot be"),
         ] {
             let fault = fault(scan_type, frequencies).unwrap();
@@ -254,9 +278,14 @@ mod tests {
     #[test]
     fn neither_the_order_nor_what_is_for_nothing_makes_a_difference() {
         use ScanFrequency::{ContinuousScan, ScanOnPush};
-        let one = configuration(ScanType::Enhanced, vec![rule(ScanOnPush, &["a", "b"]), rule(ContinuousScan, &["c"])]);
-        let same =
-            configuration(ScanType::Enhanced, vec![rule(ContinuousScan, &["c"]), rule(ScanOnPush, &["b", "a", "a"])]);
+        let one = configuration(
+            ScanType::Enhanced,
+            vec![rule(ScanOnPush, &["a", "b"]), rule(ContinuousScan, &["c"])],
+        );
+        let same = configuration(
+            ScanType::Enhanced,
+            vec![rule(ContinuousScan, &["c"]), rule(ScanOnPush, &["b", "a", "a"])],
+        );
         assert!(one.is_equivalent(&same));
         assert!(
             ScanningConfiguration::default()
@@ -265,8 +294,14 @@ mod tests {
         for other in [
             configuration(ScanType::Basic, one.rules.clone()),
             configuration(ScanType::Enhanced, vec![one.rules[0].clone()]),
-            configuration(ScanType::Enhanced, vec![rule(ScanOnPush, &["a"]), rule(ContinuousScan, &["c"])]),
-            configuration(ScanType::Enhanced, vec![rule(ScanOnPush, &["c"]), rule(ContinuousScan, &["a", "b"])]),
+            configuration(
+                ScanType::Enhanced,
+                vec![rule(ScanOnPush, &["a"]), rule(ContinuousScan, &["c"])],
+            ),
+            configuration(
+                ScanType::Enhanced,
+                vec![rule(ScanOnPush, &["c"]), rule(ContinuousScan, &["a", "b"])],
+            ),
         ] {
             assert!(!one.is_equivalent(&other), "{other}");
         }

@@ -63,7 +63,8 @@ impl TagMutability {
 
     /// Returns whether this very tag may move.
     pub fn allows_moving(&self, tag: &Tag) -> bool {
-        let excluded = || self.exclusions.iter().any(|filter| wildcard::matches(filter, tag.as_str()));
+        let excluded =
+            || self.exclusions.iter().any(|filter| wildcard::matches(filter, tag.as_str()));
         match self.mode {
             Mutability::Mutable => true,
             Mutability::Immutable => false,

@@ -8,7 +8,9 @@ pub fn matches(pattern: &str, text: &str) -> bool {
 /// Returns whether an IAM action such as `ecr:PutImage` matches `pattern`: `?` stands for one
 /// character and case doesn't count. Both are ASCII.
 pub fn matches_action(pattern: &str, action: &str) -> bool {
-    matches_by(pattern, action, |expected, found| expected == b'?' || expected.eq_ignore_ascii_case(&found))
+    matches_by(pattern, action, |expected, found| {
+        expected == b'?' || expected.eq_ignore_ascii_case(&found)
+    })
 }
 
 /// Runs in time proportional to the product of the lengths, whatever the pattern: there is no backtracking over stars

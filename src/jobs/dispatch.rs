@@ -25,7 +25,12 @@ struct Workers(Vec<(Lane, Arc<Semaphore>)>);
 
 impl Workers {
     fn new() -> Self {
-        Self(Lane::ALL.iter().map(|lane| (*lane, Arc::new(Semaphore::new(lane.workers())))).collect())
+        Self(
+            Lane::ALL
+                .iter()
+                .map(|lane| (*lane, Arc::new(Semaphore::new(lane.workers()))))
+                .collect(),
+        )
     }
 
     fn of(&self, wanted: Lane) -> Option<&Arc<Semaphore>> {
@@ -34,7 +39,9 @@ impl Workers {
 
     /// Returns the kinds of the lanes with a free worker.
     fn open_kinds(&self) -> Vec<&'static str> {
-        let open = |kind: &&JobKind| self.of(kind.lane).is_some_and(|workers| workers.available_permits() > 0);
+        let open = |kind: &&JobKind| {
+            self.of(kind.lane).is_some_and(|workers| workers.available_permits() > 0)
+        };
         KINDS.iter().filter(open).map(|kind| kind.name).collect()
     }
 
@@ -57,7 +64,8 @@ pub(super) async fn run(context: Arc<JobContext>, settings: Arc<JobSettings>, mu
         let pause = match claimed {
             Ok(Some(job)) => {
                 let worker = workers.take(&job.kind);
-                let (context, settings, stop) = (Arc::clone(&context), Arc::clone(&settings), stop.clone());
+                let (context, settings, stop) =
+                    (Arc::clone(&context), Arc::clone(&settings), stop.clone());
                 running.spawn(async move {
                     execute(&context, &settings, job, stop).await;
                     drop(worker);
@@ -133,7 +141,9 @@ async fn renew_until_lost(context: &JobContext, id: i64, attempts: u32) {
             Ok(true) => {}
             Ok(false) => return,
             // A lease lasts three heartbeats; if none succeeds, another worker takes the job.
-            Err(error) => tracing::warn!(job = id, %error, "cannot renew the claim on a job; trying again"),
+            Err(error) => {
+                tracing::warn!(job = id, %error, "cannot renew the claim on a job; trying again")
+            }
         }
     }
 }
@@ -143,7 +153,8 @@ mod tests {
     use super::*;
     use crate::lifecycle::tests::bed;
     use wharfage_store::jobs::{
-        DeleteGeneration, EvaluateLifecycle, EvaluatePreview, JobFilter, JobPayload as _, JobState, NewJob,
+        DeleteGeneration, EvaluateLifecycle, EvaluatePreview, JobFilter, JobPayload as _, JobState,
+        NewJob,
     };
     use wharfage_store::repositories::RepositoryId;
 
@@ -166,14 +177,18 @@ mod tests {
     async fn jobs_of_every_lane_run_and_hopeless_ones_are_dead() {
         let (_folder, context, id) = bed().await;
         let (context, now) = (Arc::new(context), Timestamp::now());
-        let unreadable =
-            NewJob { payload: "no JSON".into(), ..EvaluateLifecycle { repository: RepositoryId(4711) }.job(now) };
-        let (lifecycle, preview) = (EvaluateLifecycle { repository: id }, EvaluatePreview { repository: id });
+        let unreadable = NewJob {
+            payload: "no JSON".into(),
+            ..EvaluateLifecycle { repository: RepositoryId(4711) }.job(now)
+        };
+        let (lifecycle, preview) =
+            (EvaluateLifecycle { repository: id }, EvaluatePreview { repository: id });
         for job in [lifecycle.job(now), preview.job(now), unreadable] {
             context.metadata.enqueue_job(job).await.unwrap();
         }
         let (stop, stopped) = tokio::sync::watch::channel(false);
-        let settings = Arc::new(JobSettings { poll: Duration::from_millis(1), ..JobSettings::default() });
+        let settings =
+            Arc::new(JobSettings { poll: Duration::from_millis(1), ..JobSettings::default() });
         let running = tokio::spawn(run(Arc::clone(&context), settings, stopped));
         loop {
             let jobs = context.metadata.list_jobs(&JobFilter::default(), None, 10).await.unwrap();

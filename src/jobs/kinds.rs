@@ -5,7 +5,8 @@ use std::time::Duration;
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 
 use wharfage_store::jobs::{
-    DeleteGeneration, DeleteRepository, EvaluateLifecycle, EvaluatePreview, FollowSubject, JobPayload as _, PruneEvents,
+    DeleteGeneration, DeleteRepository, EvaluateLifecycle, EvaluatePreview, FollowSubject,
+    JobPayload as _, PruneEvents,
 };
 
 /// A group of kinds with its own workers: jobs of one lane never wait for those of another.
@@ -27,8 +28,14 @@ pub(super) enum Lane {
 
 impl Lane {
     /// Every lane.
-    pub(super) const ALL: [Self; 6] =
-        [Self::Lifecycle, Self::Interactive, Self::Bytes, Self::Images, Self::Repositories, Self::Upkeep];
+    pub(super) const ALL: [Self; 6] = [
+        Self::Lifecycle,
+        Self::Interactive,
+        Self::Bytes,
+        Self::Images,
+        Self::Repositories,
+        Self::Upkeep,
+    ];
 
     /// Returns the number of the lane's jobs that this process runs at once.
     pub(super) fn workers(self) -> usize {
@@ -160,6 +167,10 @@ mod tests {
     fn previews_have_a_lane_without_long_jobs() {
         let lane = kind(EvaluatePreview::KIND).unwrap().lane;
         assert!(KINDS.iter().all(|kind| kind.lane != lane || kind.name == EvaluatePreview::KIND));
-        assert!(Lane::ALL.iter().all(|lane| lane.workers() > 0 && KINDS.iter().any(|kind| kind.lane == *lane)));
+        assert!(
+            Lane::ALL
+                .iter()
+                .all(|lane| lane.workers() > 0 && KINDS.iter().any(|kind| kind.lane == *lane))
+        );
     }
 }

@@ -19,7 +19,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use wharfage_process::shutdown::Stop;
 use wharfage_store::jobs::{
-    DeleteGeneration, DeleteRepository, EvaluateLifecycle, EvaluatePreview, FollowSubject, Job, JobPayload, PruneEvents,
+    DeleteGeneration, DeleteRepository, EvaluateLifecycle, EvaluatePreview, FollowSubject, Job,
+    JobPayload, PruneEvents,
 };
 use wharfage_store::pull_recorder::PullRecorder;
 use wharfage_store::{Blobs, Metadata, StoreError, StoreResult};
@@ -70,7 +71,8 @@ impl JobSettings {
     /// Returns the range in which a policy evaluated now is due again: 90 % to 100 % of the
     /// interval.
     fn next_due_range(&self, now: Timestamp) -> (Timestamp, Timestamp) {
-        let interval = SignedDuration::try_from(self.lifecycle_interval).unwrap_or(SignedDuration::MAX);
+        let interval =
+            SignedDuration::try_from(self.lifecycle_interval).unwrap_or(SignedDuration::MAX);
         let after = |pause| now.checked_add(pause).unwrap_or(Timestamp::MAX);
         (after(interval - interval / 10), after(interval))
     }
@@ -118,7 +120,9 @@ async fn pause(duration: Duration, stop: &mut Stop) {
 /// Ends the work of a dead job that must not wait: while a preview is in progress, no other one can
 /// be started.
 async fn on_dead_job(context: &JobContext, job: &Job) {
-    let (EvaluatePreview::KIND, Ok(preview)) = (job.kind.as_str(), EvaluatePreview::parse(&job.payload)) else {
+    let (EvaluatePreview::KIND, Ok(preview)) =
+        (job.kind.as_str(), EvaluatePreview::parse(&job.payload))
+    else {
         return;
     };
     if let Err(error) = preview::fail(context, preview.repository).await {

@@ -67,7 +67,11 @@ enum ExecutionEnd {
 
 /// Evaluates and enforces the policy of this repository. A missing repository or policy is not an
 /// error.
-pub(super) async fn run(context: &JobContext, settings: &JobSettings, id: RepositoryId) -> Result<(), JobError> {
+pub(super) async fn run(
+    context: &JobContext,
+    settings: &JobSettings,
+    id: RepositoryId,
+) -> Result<(), JobError> {
     let mut wanted = HashSet::new();
     for evaluation in 1..=EVALUATIONS {
         let Some(plan) = decide(context, id).await? else { return Ok(()) };
@@ -97,10 +101,15 @@ pub(super) async fn run(context: &JobContext, settings: &JobSettings, id: Reposi
 
 /// Evaluates the policy; `None` if there is none.
 async fn decide(context: &JobContext, id: RepositoryId) -> Result<Option<LifecyclePlan>, JobError> {
-    let Some(repository) = context.metadata.find_repository_by_id(id).await? else { return Ok(None) };
+    let Some(repository) = context.metadata.find_repository_by_id(id).await? else {
+        return Ok(None);
+    };
     let Some(policy) = repository.lifecycle_policy.clone() else { return Ok(None) };
     let parsed = Policy::parse(&policy).map_err(|error| {
-        JobError::Permanent(format!("the lifecycle policy of {} is not valid: {error}", repository.name))
+        JobError::Permanent(format!(
+            "the lifecycle policy of {} is not valid: {error}",
+            repository.name
+        ))
     })?;
     let at = Timestamp::now();
     let LoadedImages { images, states } = load(context, id).await?;
@@ -113,7 +122,11 @@ async fn decide(context: &JobContext, id: RepositoryId) -> Result<Option<Lifecyc
 }
 
 /// Returns the actions of an evaluation with their preconditions.
-fn plan(evaluation: &Evaluation<'_>, policy: &Arc<str>, states: &HashMap<Digest, ImageState>) -> Vec<PlannedAction> {
+fn plan(
+    evaluation: &Evaluation<'_>,
+    policy: &Arc<str>,
+    states: &HashMap<Digest, ImageState>,
+) -> Vec<PlannedAction> {
     let kept = |images: &Vec<&Image>| -> Arc<[(ManifestId, u64)]> {
         let states = images.iter().take(KEPT_CHECKED).filter_map(|image| states.get(&image.digest));
         states.map(|state| (state.id, state.revision)).collect()
@@ -194,7 +207,9 @@ async fn expire(
     match context.metadata.expire_image(id, digest, decision, Timestamp::now()).await {
         Ok(()) => Ok(ActionResult::Done),
         Err(DeleteImageError::ReferencedBy(_)) => Ok(ActionResult::Protected),
-        Err(DeleteImageError::NotFound | DeleteImageError::TagPointsElsewhere(_)) => Ok(ActionResult::Gone),
+        Err(DeleteImageError::NotFound | DeleteImageError::TagPointsElsewhere(_)) => {
+            Ok(ActionResult::Gone)
+        }
         Err(DeleteImageError::Stale(stale)) => Ok(ActionResult::Stale(stale)),
         Err(DeleteImageError::Store(error)) => Err(error),
     }
@@ -209,7 +224,9 @@ async fn archive(
     match context.metadata.archive_image(id, digest, decision, Timestamp::now()).await {
         Ok(()) => Ok(ActionResult::Done),
         Err(StorageClassError::ReferencedBy(_)) => Ok(ActionResult::Protected),
-        Err(StorageClassError::NotFound | StorageClassError::Unchanged(_)) => Ok(ActionResult::Gone),
+        Err(StorageClassError::NotFound | StorageClassError::Unchanged(_)) => {
+            Ok(ActionResult::Gone)
+        }
         Err(StorageClassError::Stale(stale)) => Ok(ActionResult::Stale(stale)),
         Err(StorageClassError::Store(error)) => Err(error),
     }
@@ -289,7 +306,10 @@ pub(super) async fn load(context: &JobContext, id: RepositoryId) -> StoreResult<
     let (mut images, mut states) = (Vec::new(), HashMap::new());
     let mut last_digest: Option<Digest> = None;
     loop {
-        let page = context.metadata.list_images(id, ImageFilter::EVERYTHING, last_digest.as_ref(), PAGE).await?;
+        let page = context
+            .metadata
+            .list_images(id, ImageFilter::EVERYTHING, last_digest.as_ref(), PAGE)
+            .await?;
         let Some(last) = page.last() else { break };
         last_digest = Some(last.image.digest.clone());
         images.extend(page.into_iter().map(|found| {

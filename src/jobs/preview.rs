@@ -23,7 +23,8 @@ pub(super) async fn run(context: &JobContext, id: RepositoryId) -> Result<(), Jo
     let (state, results) = match Policy::parse(&preview.policy) {
         Ok(policy) => {
             let images = load(context, id).await?.images;
-            let (summary, results) = evaluated(policy, images, now, |it| (summary(it), results(it))).await?;
+            let (summary, results) =
+                evaluated(policy, images, now, |it| (summary(it), results(it))).await?;
             (PreviewState::Complete { completed_at: Timestamp::now(), summary }, results)
         }
         Err(error) => {
@@ -47,7 +48,10 @@ pub(super) async fn run(context: &JobContext, id: RepositoryId) -> Result<(), Jo
 pub(super) async fn fail(context: &JobContext, id: RepositoryId) -> StoreResult<()> {
     match context.metadata.find_preview(id).await? {
         Some(preview) if preview.state == PreviewState::InProgress => {
-            context.metadata.finish_preview(PreviewRun::new(id, preview.started_at), PreviewState::Failed).await
+            context
+                .metadata
+                .finish_preview(PreviewRun::new(id, preview.started_at), PreviewState::Failed)
+                .await
         }
         _ => Ok(()),
     }
@@ -58,8 +62,7 @@ fn summary(evaluation: &Evaluation<'_>) -> String {
     let counts = evaluation.summary();
     let mut summary = serde_json::json!({ "expiringImageTotalCount": counts.expiring });
     if counts.transitioning > 0 {
-        summary["transitioningImageTotalCounts"] =
-            serde_json::json!([{ "targetStorageClass": "ARCHIVE", "imageTotalCount": counts.transitioning }]);
+        summary["transitioningImageTotalCounts"] = serde_json::json!([{ "targetStorageClass": "ARCHIVE", "imageTotalCount": counts.transitioning }]);
     }
     summary.to_string()
 }

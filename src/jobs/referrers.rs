@@ -19,9 +19,12 @@ pub async fn run(metadata: &dyn Metadata, follow: &FollowSubject) -> StoreResult
     let everything = ReferrerFilter { artifact_types: Vec::new(), status: None };
     let (mut after, mut followed) = (None, 0_u64);
     loop {
-        let referrers = metadata.list_referrers(repository, subject, &everything, after.as_ref(), PAGE).await?;
+        let referrers =
+            metadata.list_referrers(repository, subject, &everything, after.as_ref(), PAGE).await?;
         for referrer in &referrers {
-            followed += u64::from(metadata.follow_subject(repository, &referrer.digest, Timestamp::now()).await?);
+            followed += u64::from(
+                metadata.follow_subject(repository, &referrer.digest, Timestamp::now()).await?,
+            );
         }
         if referrers.len() < PAGE {
             break;

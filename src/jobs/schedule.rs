@@ -20,8 +20,13 @@ const FOLD_INTERVAL: Duration = Duration::from_secs(2);
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Enqueues the lifecycle policies that are due, until `stop`.
-pub(super) async fn lifecycle(context: Arc<JobContext>, settings: Arc<JobSettings>, mut stop: Stop) {
-    let every = (settings.lifecycle_interval / 4).clamp(Duration::from_millis(250), Duration::from_secs(5));
+pub(super) async fn lifecycle(
+    context: Arc<JobContext>,
+    settings: Arc<JobSettings>,
+    mut stop: Stop,
+) {
+    let every =
+        (settings.lifecycle_interval / 4).clamp(Duration::from_millis(250), Duration::from_secs(5));
     while !*stop.borrow() {
         if let Err(error) = enqueue_due(&context, &settings, Timestamp::now(), PAGE).await {
             tracing::warn!(%error, "cannot enqueue due lifecycle policies; trying again");
@@ -31,7 +36,12 @@ pub(super) async fn lifecycle(context: Arc<JobContext>, settings: Arc<JobSetting
 }
 
 /// Enqueues whole pages of policies until none is due.
-async fn enqueue_due(context: &JobContext, settings: &JobSettings, now: Timestamp, page: usize) -> StoreResult<()> {
+async fn enqueue_due(
+    context: &JobContext,
+    settings: &JobSettings,
+    now: Timestamp,
+    page: usize,
+) -> StoreResult<()> {
     loop {
         let next_due = settings.next_due_range(now);
         let schedule = LifecycleSchedule { now, next_due, limit: page };
@@ -48,7 +58,9 @@ pub(super) async fn fold_usage(context: Arc<JobContext>, mut stop: Stop) {
             // There is more.
             Ok(folded) if folded == PAGE as u64 => continue,
             Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "cannot fold usage; counts are slower until it works"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot fold usage; counts are slower until it works")
+            }
         }
         pause(FOLD_INTERVAL, &mut stop).await;
     }
@@ -65,8 +77,13 @@ pub(super) async fn upkeep(context: Arc<JobContext>, settings: Arc<JobSettings>,
     }
 }
 
-async fn run_upkeep(context: &JobContext, settings: &JobSettings, now: Timestamp) -> StoreResult<()> {
-    let deleted = context.metadata.cancel_stale_uploads(now - settings.upload_expiry, now, PAGE).await?;
+async fn run_upkeep(
+    context: &JobContext,
+    settings: &JobSettings,
+    now: Timestamp,
+) -> StoreResult<()> {
+    let deleted =
+        context.metadata.cancel_stale_uploads(now - settings.upload_expiry, now, PAGE).await?;
     if deleted > 0 {
         tracing::info!(uploads = deleted, "deleted idle upload sessions");
     }
@@ -74,7 +91,10 @@ async fn run_upkeep(context: &JobContext, settings: &JobSettings, now: Timestamp
 }
 
 /// Deletes old events in batches, so that no other write waits long.
-pub(super) async fn prune_events(context: &JobContext, settings: &JobSettings) -> Result<(), JobError> {
+pub(super) async fn prune_events(
+    context: &JobContext,
+    settings: &JobSettings,
+) -> Result<(), JobError> {
     let age = SignedDuration::try_from(settings.events_age).unwrap_or(SignedDuration::MAX);
     let before = Timestamp::now().checked_sub(age).unwrap_or(Timestamp::MIN);
     loop {
@@ -88,7 +108,9 @@ pub(super) async fn prune_events(context: &JobContext, settings: &JobSettings) -
 mod tests {
     use super::*;
     use crate::lifecycle::tests::bed;
-    use wharfage_store::repositories::{Encryption, NewRepository, RepositoryChange, TagMutability};
+    use wharfage_store::repositories::{
+        Encryption, NewRepository, RepositoryChange, TagMutability,
+    };
 
     #[tokio::test]
     async fn every_due_policy_is_enqueued_in_one_pass() {

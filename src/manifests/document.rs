@@ -47,9 +47,12 @@ fn parse_here(text: &str) -> Result<Vec<Document>, Fault> {
         budget: serde_saphyr::budget! { max_depth: MAX_DEPTH, max_nodes: 1_000_000 },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MAX_REPEATED },
     };
-    let documents: Vec<Spanned<Node>> =
-        serde_saphyr::from_multiple_with_options(text, options).map_err(|error| faults::explain(&error))?;
-    Ok(documents.into_iter().map(|node| Document { line: node.referenced.line(), node: node.value }).collect())
+    let documents: Vec<Spanned<Node>> = serde_saphyr::from_multiple_with_options(text, options)
+        .map_err(|error| faults::explain(&error))?;
+    Ok(documents
+        .into_iter()
+        .map(|node| Document { line: node.referenced.line(), node: node.value })
+        .collect())
 }
 
 /// One document.
@@ -77,14 +80,17 @@ struct Entry {
 impl Entry {
     fn new(line: u64, value: Spanned<Node>) -> Self {
         let span = value.defined.span();
-        let start = span.byte_offset().and_then(|start| usize::try_from(start).ok()).unwrap_or_default();
-        let length = span.byte_len().and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
+        let start =
+            span.byte_offset().and_then(|start| usize::try_from(start).ok()).unwrap_or_default();
+        let length =
+            span.byte_len().and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
         Self { line, written: start..start.saturating_add(length), node: value.value }
     }
 
     /// A number, truth value or null as it is written.
     fn written<'t>(&self, text: &'t str) -> Option<&'t str> {
-        let is_plain = matches!(self.node, Node::Scalar(Value::Null | Value::Bool(_) | Value::Number(_)));
+        let is_plain =
+            matches!(self.node, Node::Scalar(Value::Null | Value::Bool(_) | Value::Number(_)));
         is_plain.then(|| text.get(self.written.clone()).map(str::trim)).flatten()
     }
 
@@ -118,12 +124,16 @@ impl Document {
     /// `metadata.name` and `metadata.labels`, as far as they are there.
     pub(super) fn name_and_labels(&self) -> (String, BTreeMap<String, String>) {
         let metadata = self.node.field("metadata");
-        let name = metadata.and_then(|metadata| metadata.field("name")).and_then(Node::as_str).unwrap_or_default();
+        let name = metadata
+            .and_then(|metadata| metadata.field("name"))
+            .and_then(Node::as_str)
+            .unwrap_or_default();
         let labels = match metadata.and_then(|metadata| metadata.field("labels")) {
             Some(Node::Mapping(labels)) => labels.as_slice(),
             _ => &[],
         };
-        let label = |(key, value): &(String, Entry)| Some((key.clone(), value.node.as_str()?.to_owned()));
+        let label =
+            |(key, value): &(String, Entry)| Some((key.clone(), value.node.as_str()?.to_owned()));
         (name.to_owned(), labels.iter().filter_map(label).collect())
     }
 
@@ -136,7 +146,9 @@ impl Document {
                 fields.iter_mut().find(|(name, _)| name == "items")
         {
             let items = std::mem::take(items).into_iter();
-            return items.flat_map(|Entry { line, written: _, node }| Self { line, node }.expand_list()).collect();
+            return items
+                .flat_map(|Entry { line, written: _, node }| Self { line, node }.expand_list())
+                .collect();
         }
         vec![Self { line, node }]
     }
@@ -183,10 +195,15 @@ impl Node {
     fn to_value(&self) -> Value {
         match self {
             Self::Scalar(value) => value.clone(),
-            Self::List(items) => Value::Array(items.iter().map(|item| item.node.to_value()).collect()),
-            Self::Mapping(fields) => {
-                Value::Object(fields.iter().map(|(name, it)| (name.clone(), it.node.to_value())).collect::<Map<_, _>>())
+            Self::List(items) => {
+                Value::Array(items.iter().map(|item| item.node.to_value()).collect())
             }
+            Self::Mapping(fields) => Value::Object(
+                fields
+                    .iter()
+                    .map(|(name, it)| (name.clone(), it.node.to_value()))
+                    .collect::<Map<_, _>>(),
+            ),
         }
     }
 
@@ -194,7 +211,8 @@ impl Node {
     /// it; with its own path.
     fn nearest(&self, here: &str, path: &str) -> Option<(String, &Entry)> {
         let (there, entry) = self.entries(here).into_iter().find(|(there, _)| {
-            path.strip_prefix(there.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+            path.strip_prefix(there.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
         })?;
         Some(entry.node.nearest(&there, path).unwrap_or((there, entry)))
     }
@@ -221,9 +239,17 @@ impl Node {
     fn entries(&self, here: &str) -> Vec<(String, &Entry)> {
         match self {
             Self::Scalar(_) => Vec::new(),
-            Self::List(items) => items.iter().enumerate().map(|(index, it)| (format!("{here}[{index}]"), it)).collect(),
-            Self::Mapping(fields) if here.is_empty() => fields.iter().map(|(name, it)| (name.clone(), it)).collect(),
-            Self::Mapping(fields) => fields.iter().map(|(name, it)| (format!("{here}.{name}"), it)).collect(),
+            Self::List(items) => items
+                .iter()
+                .enumerate()
+                .map(|(index, it)| (format!("{here}[{index}]"), it))
+                .collect(),
+            Self::Mapping(fields) if here.is_empty() => {
+                fields.iter().map(|(name, it)| (name.clone(), it)).collect()
+            }
+            Self::Mapping(fields) => {
+                fields.iter().map(|(name, it)| (format!("{here}.{name}"), it)).collect()
+            }
         }
     }
 }
@@ -274,7 +300,8 @@ impl<'de> Visitor<'de> for NodeVisitor {
         if value.fract() == 0.0 && value.abs() < EXACT {
             return self.visit_i64(value as i64);
         }
-        let number = Number::from_f64(value).ok_or_else(|| E::custom(format!("{value} is no number that JSON has")))?;
+        let number = Number::from_f64(value)
+            .ok_or_else(|| E::custom(format!("{value} is no number that JSON has")))?;
         Ok(Node::Scalar(number.into()))
     }
 
@@ -294,7 +321,9 @@ impl<'de> Visitor<'de> for NodeVisitor {
         let mut fields = Vec::new();
         while let Some(name) = entries.next_key::<Spanned<String>>()? {
             if fields.len() == MAX_FIELDS {
-                return Err(A::Error::custom(format!("a mapping has more than {MAX_FIELDS} fields")));
+                return Err(A::Error::custom(format!(
+                    "a mapping has more than {MAX_FIELDS} fields"
+                )));
             }
             let value = entries.next_value::<Spanned<Node>>()?;
             fields.push((name.value, Entry::new(name.referenced.line(), value)));

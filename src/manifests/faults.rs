@@ -24,7 +24,9 @@ fn reason(error: &Error) -> String {
         }
         Error::NonFiniteFloat { value, .. } => {
             let value = cut(value);
-            return format!("{value} is no number that JSON has: put it in quotes, or write another number");
+            return format!(
+                "{value} is no number that JSON has: put it in quotes, or write another number"
+            );
         }
         Error::AliasError { error, .. } => return reason(error),
         Error::ExternalMessage { msg, .. } => syntax(msg),
@@ -38,12 +40,16 @@ fn reason(error: &Error) -> String {
         | Error::AliasExpansionLimitExceeded { .. }
         | Error::AliasReplayStackDepthExceeded { .. }
         | Error::AliasReplayCounterOverflow { .. } => {
-            return format!("what its aliases (*) stand for makes more than {MAX_REPEATED} values: write them out");
+            return format!(
+                "what its aliases (*) stand for makes more than {MAX_REPEATED} values: write them out"
+            );
         }
         Error::UnknownAnchor { .. } => {
             "an alias (*) refers to nothing that was named (&) before: put text that begins with * in quotes"
         }
-        Error::RecursiveReferencesRequireWeakTypes { .. } => "an alias (*) refers to something that contains it",
+        Error::RecursiveReferencesRequireWeakTypes { .. } => {
+            "an alias (*) refers to something that contains it"
+        }
         Error::MergeValueNotMapOrSeqOfMaps { .. } => "<< takes a mapping, or a list of mappings",
         Error::NullIntoString { .. } | Error::Unexpected { .. } => {
             "a key must be text: put it in quotes, or give it one"
@@ -54,7 +60,9 @@ fn reason(error: &Error) -> String {
         }
         Error::TaggedScalarCannotDeserializeIntoString { .. }
         | Error::InvalidScalar { .. }
-        | Error::UnsupportedTag { .. } => "a tag (!) does not go with the value behind it: leave the tag out",
+        | Error::UnsupportedTag { .. } => {
+            "a tag (!) does not go with the value behind it: leave the tag out"
+        }
         _ => UNREADABLE,
     };
     fixed.to_owned()
@@ -86,7 +94,10 @@ const SYNTAX: [(&str, &str); 18] = [
         "quoted scalar, found",
         "a backslash in double quotes begins nothing that is known: write two, or use single quotes",
     ),
-    ("hexadecimal", "a backslash in double quotes begins nothing that is known: write two, or use single quotes"),
+    (
+        "hexadecimal",
+        "a backslash in double quotes begins nothing that is known: write two, or use single quotes",
+    ),
     ("bracket", BRACKETS),
     ("flow", BRACKETS),
     ("',' or", BRACKETS),
@@ -95,19 +106,27 @@ const SYNTAX: [(&str, &str); 18] = [
     ("simple key", COLON),
     ("':'", COLON),
     ("recursion limit", "it nests too deep"),
-    ("anchor", "an anchor (&) or alias (*) lacks a name, or is not known: put text that begins with & or * in quotes"),
+    (
+        "anchor",
+        "an anchor (&) or alias (*) lacks a name, or is not known: put text that begins with & or * in quotes",
+    ),
     ("indent", INDENTATION),
     ("expected key", INDENTATION),
 ];
-const UNCLOSED: &str = "a quotation mark has no partner, or the text behind it goes on in a line that is not indented";
+const UNCLOSED: &str =
+    "a quotation mark has no partner, or the text behind it goes on in a line that is not indented";
 const QUOTED: &str = "something follows the closing quotation mark: put all of the text in quotes";
-const BRACKETS: &str = "a bracket ([ or {) has no partner, or a comma is missing between two entries";
-const COLON: &str =
-    "a colon is where none can be, or one is missing: put text with a colon in quotes, and check the indentation";
-const INDENTATION: &str = "the line does not fit those above it: check its indentation, and the colon behind its key";
+const BRACKETS: &str =
+    "a bracket ([ or {) has no partner, or a comma is missing between two entries";
+const COLON: &str = "a colon is where none can be, or one is missing: put text with a colon in quotes, and check the indentation";
+const INDENTATION: &str =
+    "the line does not fit those above it: check its indentation, and the colon behind its key";
 
 fn syntax(message: &str) -> &'static str {
-    SYNTAX.iter().find(|(part, _)| message.contains(part)).map_or(UNREADABLE, |(_, meaning)| meaning)
+    SYNTAX
+        .iter()
+        .find(|(part, _)| message.contains(part))
+        .map_or(UNREADABLE, |(_, meaning)| meaning)
 }
 
 /// As much of an author's text as a message can hold.

@@ -70,7 +70,12 @@ pub(super) fn read(paths: &[PathBuf], mut visit: impl FnMut(Found)) {
                 .file_name()
                 .filter(|_| paths.len() == 1 && path.exists())
                 .map_or_else(|| path.clone(), PathBuf::from);
-            search.files.push(Listed { path: path.clone(), name, namespace: None, asked_for: true });
+            search.files.push(Listed {
+                path: path.clone(),
+                name,
+                namespace: None,
+                asked_for: true,
+            });
         }
         search.problems.drain(..).for_each(|problem| visit(Found::Problem(problem)));
         search.notes.drain(..).for_each(|note| visit(Found::Note(note)));
@@ -126,7 +131,9 @@ fn limited(from: impl Read, left: u64, most: u64) -> io::Result<String> {
         return Err(io::Error::other(format!("it has more than {most} bytes")));
     }
     if length > left {
-        let message = format!("no more is read: with it, the files have more than {MAX_TOTAL_BYTES} bytes together");
+        let message = format!(
+            "no more is read: with it, the files have more than {MAX_TOTAL_BYTES} bytes together"
+        );
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
     }
     Ok(text)
@@ -210,7 +217,12 @@ struct Search {
 impl Search {
     fn root(&mut self, path: &Path, name: &Path) {
         self.seen.clear();
-        self.folder(&Folder { path: path.to_owned(), name: name.to_owned(), depth: 0, namespace: None });
+        self.folder(&Folder {
+            path: path.to_owned(),
+            name: name.to_owned(),
+            depth: 0,
+            namespace: None,
+        });
     }
 
     /// Looks through a folder with all folders in it.
@@ -229,12 +241,19 @@ impl Search {
             return Ok(());
         }
         let names = self.names(folder)?;
-        let kustomizations: Vec<&str> =
-            kustomization::NAMES.into_iter().filter(|name| names.iter().any(|it| it.as_os_str() == *name)).collect();
+        let kustomizations: Vec<&str> = kustomization::NAMES
+            .into_iter()
+            .filter(|name| names.iter().any(|it| it.as_os_str() == *name))
+            .collect();
         match kustomizations.as_slice() {
             [] => {}
             [file] => return self.kustomization(folder, file, &mut Vec::new()),
-            several => return Err(format!("holds several kustomizations, {}: keep one", several.join(" and "))),
+            several => {
+                return Err(format!(
+                    "holds several kustomizations, {}: keep one",
+                    several.join(" and ")
+                ));
+            }
         }
         for name in names {
             let inner = folder.within(&name);
@@ -256,7 +275,9 @@ impl Search {
         for entry in folder.path.read_dir().map_err(|error| cannot_be_read(&error))? {
             self.entries += 1;
             if self.entries > MAX_ENTRIES {
-                return Err(format!("holds more than {MAX_ENTRIES} entries: point at a smaller folder"));
+                return Err(format!(
+                    "holds more than {MAX_ENTRIES} entries: point at a smaller folder"
+                ));
             }
             names.push(PathBuf::from(entry.map_err(|error| cannot_be_read(&error))?.file_name()));
         }
@@ -267,17 +288,26 @@ impl Search {
 
     fn file(&mut self, Folder { path, name, namespace, .. }: Folder) -> Result<(), String> {
         if self.files.len() == MAX_FILES {
-            return Err(format!("holds more than {MAX_FILES} manifests: point at a smaller folder"));
+            return Err(format!(
+                "holds more than {MAX_FILES} manifests: point at a smaller folder"
+            ));
         }
         self.files.push(Listed { path, name, namespace, asked_for: false });
         Ok(())
     }
 
     /// Reads what the kustomization `file` of a folder lists. `above` holds the folders that led here.
-    fn kustomization(&mut self, folder: &Folder, file: &str, above: &mut Vec<PathBuf>) -> Result<(), String> {
+    fn kustomization(
+        &mut self,
+        folder: &Folder,
+        file: &str,
+        above: &mut Vec<PathBuf>,
+    ) -> Result<(), String> {
         self.kustomizations += 1;
         if self.kustomizations > MAX_KUSTOMIZATIONS {
-            let fault = format!("lists more than {MAX_KUSTOMIZATIONS} kustomizations, those in them counted in");
+            let fault = format!(
+                "lists more than {MAX_KUSTOMIZATIONS} kustomizations, those in them counted in"
+            );
             return if self.kustomizations == MAX_KUSTOMIZATIONS + 1 { Err(fault) } else { Ok(()) };
         }
         let (path, name) = (folder.path.join(file), folder.name.join(file));
@@ -289,13 +319,14 @@ impl Search {
                 return Ok(());
             }
         };
-        let Kustomization { resources, namespace } = match kustomization::read(&folder.path, &name, &text) {
-            Ok(kustomization) => kustomization,
-            Err(problems) => {
-                self.problems.extend(problems);
-                return Ok(());
-            }
-        };
+        let Kustomization { resources, namespace } =
+            match kustomization::read(&folder.path, &name, &text) {
+                Ok(kustomization) => kustomization,
+                Err(problems) => {
+                    self.problems.extend(problems);
+                    return Ok(());
+                }
+            };
         // A kustomization above takes precedence, as with kustomize.
         let mut folder = folder.clone();
         folder.namespace = folder.namespace.or_else(|| namespace.map(Rc::from));
@@ -317,7 +348,8 @@ impl Search {
         self.unlisted(&folder, &listed, &mut unlisted)?;
         if !unlisted.is_empty() {
             let more = unlisted.len().saturating_sub(NAMED);
-            let named: Vec<String> = unlisted.iter().take(NAMED).map(|it| it.display().to_string()).collect();
+            let named: Vec<String> =
+                unlisted.iter().take(NAMED).map(|it| it.display().to_string()).collect();
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             self.notes.push(format!(
                 "{} does not list {}{more}, so nothing is read there",
@@ -345,7 +377,10 @@ impl Search {
         listed.insert(path.clone());
         if !path.is_dir() {
             if !path.starts_with(real) {
-                return Err("lies outside the kustomization's folder, which kustomize refuses: copy it".to_owned());
+                return Err(
+                    "lies outside the kustomization's folder, which kustomize refuses: copy it"
+                        .to_owned(),
+                );
             }
             return self.file(inner);
         }
@@ -353,7 +388,9 @@ impl Search {
             return Err("leads back to this kustomization".to_owned());
         }
         let names = self.names(&inner)?;
-        let file = kustomization::NAMES.into_iter().find(|name| names.iter().any(|it| it.as_os_str() == *name));
+        let file = kustomization::NAMES
+            .into_iter()
+            .find(|name| names.iter().any(|it| it.as_os_str() == *name));
         let file = file.ok_or("is a folder without a kustomization: list its files instead")?;
         self.kustomization(&inner, file, above)
     }
@@ -368,7 +405,9 @@ impl Search {
         for name in self.names(folder)? {
             let inner = folder.within(&name);
             let Ok(path) = inner.path.canonicalize() else { continue };
-            if listed.contains(&path) || kustomization::NAMES.iter().any(|it| name.as_os_str() == *it) {
+            if listed.contains(&path)
+                || kustomization::NAMES.iter().any(|it| name.as_os_str() == *it)
+            {
                 continue;
             }
             if !path.is_dir() {
@@ -391,10 +430,14 @@ fn cannot_be_read(error: &io::Error) -> String {
     }
     // The number of the error says nothing to those who write manifests.
     let error = error.to_string();
-    format!("can't be read: {}", error.split_once(" (os error").map_or(error.as_str(), |(text, _)| text))
+    format!(
+        "can't be read: {}",
+        error.split_once(" (os error").map_or(error.as_str(), |(text, _)| text)
+    )
 }
 
 /// Returns whether a file is to be read, by its name.
 fn is_manifest(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known))
+    path.extension()
+        .is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known))
 }

@@ -16,7 +16,8 @@ pub(super) const GROUP: &str = "kustomize.config.k8s.io";
 /// The names by which kustomize knows its file.
 pub(super) const NAMES: [&str; 3] = ["kustomization.yaml", "kustomization.yml", "Kustomization"];
 /// Fields that change nothing about the resources of our kinds.
-const WITHOUT_EFFECT: [&str; 6] = ["apiVersion", "kind", "metadata", "sortOptions", "openapi", "crds"];
+const WITHOUT_EFFECT: [&str; 6] =
+    ["apiVersion", "kind", "metadata", "sortOptions", "openapi", "crds"];
 
 /// The content of a kustomization, as far as it can be followed here.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -60,12 +61,19 @@ pub(super) fn read(folder: &Path, file: &Path, text: &str) -> Result<Kustomizati
                 problem("kind", format!("{kind} is not followed here: {}", build(folder)));
             }
             _ if is_empty || WITHOUT_EFFECT.contains(&name.as_str()) => {}
-            ("namespace", Value::String(namespace)) => kustomization.namespace = Some(namespace.clone()),
+            ("namespace", Value::String(namespace)) => {
+                kustomization.namespace = Some(namespace.clone())
+            }
             ("resources", Value::Array(items)) => {
                 for (index, item) in items.iter().enumerate() {
                     match item {
-                        Value::String(item) => kustomization.resources.push((item.clone(), line(document, index))),
-                        _ => problem(&field(index), "must be the path of a file or a folder".to_owned()),
+                        Value::String(item) => {
+                            kustomization.resources.push((item.clone(), line(document, index)))
+                        }
+                        _ => problem(
+                            &field(index),
+                            "must be the path of a file or a folder".to_owned(),
+                        ),
                     }
                 }
             }
@@ -81,7 +89,9 @@ pub(super) fn read(folder: &Path, file: &Path, text: &str) -> Result<Kustomizati
 /// Returns what to do about a kustomization that only kustomize can build.
 pub(super) fn build(folder: &Path) -> String {
     let folder = folder.display();
-    format!("run `kustomize build {folder} | wharfage apply -f -`, or `kubectl kustomize {folder} | …`")
+    format!(
+        "run `kustomize build {folder} | wharfage apply -f -`, or `kubectl kustomize {folder} | …`"
+    )
 }
 
 /// The name of an entry of `resources`.

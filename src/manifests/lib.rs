@@ -25,7 +25,8 @@ use serde_json::Value;
 use document::Document;
 use files::{Found, Text};
 use wharfage_crd::{
-    API_VERSION, GROUP, KindRules, LifecyclePolicy, PullSecret, Registry, Repository, Rules, Violation,
+    API_VERSION, GROUP, KindRules, LifecyclePolicy, PullSecret, Registry, Repository, Rules,
+    Violation,
 };
 
 /// The namespace of a manifest that names none.
@@ -131,15 +132,27 @@ fn as_text<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S:
 impl Problem {
     /// A file that is no YAML, from a line and a column on if that is known.
     fn not_yaml(file: &Path, (at, reason): (Option<(u64, u64)>, String)) -> Self {
-        let at = at.map(|(line, column)| format!("line {line}, column {column}: ")).unwrap_or_default();
+        let at =
+            at.map(|(line, column)| format!("line {line}, column {column}: ")).unwrap_or_default();
         Self::of_file(file, format!("is not valid YAML: {at}{reason}"))
     }
 
     fn of_file(file: &Path, message: impl Into<String>) -> Self {
-        Self { file: file.to_owned(), source: None, object: None, field: String::new(), message: message.into() }
+        Self {
+            file: file.to_owned(),
+            source: None,
+            object: None,
+            field: String::new(),
+            message: message.into(),
+        }
     }
 
-    fn at(source: &Source, object: Option<String>, field: &str, message: impl Into<String>) -> Self {
+    fn at(
+        source: &Source,
+        object: Option<String>,
+        field: &str,
+        message: impl Into<String>,
+    ) -> Self {
         let (file, source) = (source.file.clone(), Some(source.clone()));
         Self { file, source, object, field: field.to_owned(), message: message.into() }
     }
@@ -212,10 +225,16 @@ impl Loader {
         K: Resource<DynamicType = ()> + Serialize + PartialEq,
     {
         let Some(rules) = self.rules.of(&K::kind(&())) else { return };
-        let old: BTreeMap<_, _> = old.iter().map(|loaded| (key(&loaded.resource), &loaded.resource)).collect();
+        let old: BTreeMap<_, _> =
+            old.iter().map(|loaded| (key(&loaded.resource), &loaded.resource)).collect();
         for Loaded { resource, source } in new {
-            let Some(old) = old.get(&key(resource)).filter(|old| **old != resource) else { continue };
-            let (Ok(old), Ok(value)) = (serde_json::to_value(old), serde_json::to_value(resource)) else { continue };
+            let Some(old) = old.get(&key(resource)).filter(|old| **old != resource) else {
+                continue;
+            };
+            let (Ok(old), Ok(value)) = (serde_json::to_value(old), serde_json::to_value(resource))
+            else {
+                continue;
+            };
             for Violation { path, message } in rules.check_update(&value, &old) {
                 problems.push(Problem::at(source, Some(object_name(resource)), &path, message));
             }
@@ -241,9 +260,19 @@ impl Manifests {
 
     /// Returns whether there is nothing of ours.
     pub fn is_empty(&self) -> bool {
-        let Self { registries, repositories, lifecycle_policies, pull_secrets, namespaces: _, skipped: _, notes: _ } =
-            self;
-        registries.is_empty() && repositories.is_empty() && lifecycle_policies.is_empty() && pull_secrets.is_empty()
+        let Self {
+            registries,
+            repositories,
+            lifecycle_policies,
+            pull_secrets,
+            namespaces: _,
+            skipped: _,
+            notes: _,
+        } = self;
+        registries.is_empty()
+            && repositories.is_empty()
+            && lifecycle_policies.is_empty()
+            && pull_secrets.is_empty()
     }
 }
 
@@ -269,7 +298,12 @@ struct Context<'t> {
 
 impl<'r> Loading<'r> {
     fn new(rules: &'r Rules) -> Self {
-        Self { rules, manifests: Manifests::default(), problems: Vec::new(), declared: HashMap::new() }
+        Self {
+            rules,
+            manifests: Manifests::default(),
+            problems: Vec::new(),
+            declared: HashMap::new(),
+        }
     }
 
     fn file(&mut self, file: &Text) {
@@ -282,7 +316,8 @@ impl<'r> Loading<'r> {
         };
         let context = Context { text: &file.text, namespace: file.namespace.as_deref() };
         for (index, document) in documents.into_iter().enumerate() {
-            let source = Source { file: file.name.clone(), document: index + 1, line: document.line() };
+            let source =
+                Source { file: file.name.clone(), document: index + 1, line: document.line() };
             for document in document.expand_list() {
                 let source = Source { line: document.line(), ..source.clone() };
                 self.document(&document, source, &context);
@@ -293,8 +328,7 @@ impl<'r> Loading<'r> {
     fn document(&mut self, document: &Document, source: Source, context: &Context<'_>) {
         let (api_version, kind) = (document.text("apiVersion"), document.text("kind"));
         let (Some(api_version), Some(kind)) = (api_version, kind) else {
-            const MESSAGE: &str =
-                "has no apiVersion and kind, so it is no manifest: add them, or take it out of the folder";
+            const MESSAGE: &str = "has no apiVersion and kind, so it is no manifest: add them, or take it out of the folder";
             self.problems.push(Problem::at(&source, None, "", MESSAGE));
             return;
         };
@@ -312,14 +346,21 @@ impl<'r> Loading<'r> {
                 }
             }
         } else if group == kustomization::GROUP {
-            let message =
-                format!("{kind} is for kustomize, which reads it from a folder: name the folder, or take it out");
+            let message = format!(
+                "{kind} is for kustomize, which reads it from a folder: name the folder, or take it out"
+            );
             self.problems.push(Problem::at(&source, None, "", message));
         } else if api_version == "v1" && kind == "Namespace" {
             let (name, labels) = document.name_and_labels();
             if let Some(namespace) = context.namespace.filter(|namespace| *namespace != name) {
-                let message = format!("its kustomization names it {namespace}: name it so here, too");
-                self.problems.push(Problem::at(&source, Some(format!("Namespace {name}")), "metadata.name", message));
+                let message =
+                    format!("its kustomization names it {namespace}: name it so here, too");
+                self.problems.push(Problem::at(
+                    &source,
+                    Some(format!("Namespace {name}")),
+                    "metadata.name",
+                    message,
+                ));
             }
             self.manifests.namespaces.entry(name).or_default().extend(labels);
         } else {
@@ -363,27 +404,50 @@ impl<'r> Loading<'r> {
         if !violations.is_empty() {
             let object = object_name_of(kind, &value);
             let more = violations.len().saturating_sub(MAX_FAULTS);
-            self.problems.extend(violations.into_iter().take(MAX_FAULTS).map(|Violation { path, message }| {
-                let line = document.line_of(&path);
-                Problem::at(&Source { line, ..source.clone() }, Some(object.clone()), &path, message)
-            }));
+            self.problems.extend(violations.into_iter().take(MAX_FAULTS).map(
+                |Violation { path, message }| {
+                    let line = document.line_of(&path);
+                    Problem::at(
+                        &Source { line, ..source.clone() },
+                        Some(object.clone()),
+                        &path,
+                        message,
+                    )
+                },
+            ));
             if more > 0 {
-                self.problems.push(Problem::at(&source, Some(object), "", format!("has {more} more faults")));
+                self.problems.push(Problem::at(
+                    &source,
+                    Some(object),
+                    "",
+                    format!("has {more} more faults"),
+                ));
             }
             return;
         }
         match kind {
             "Registry" => self.accept(value, source, |manifests| &mut manifests.registries),
             "Repository" => self.accept(value, source, |manifests| &mut manifests.repositories),
-            "LifecyclePolicy" => self.accept(value, source, |manifests| &mut manifests.lifecycle_policies),
+            "LifecyclePolicy" => {
+                self.accept(value, source, |manifests| &mut manifests.lifecycle_policies)
+            }
             "PullSecret" => self.accept(value, source, |manifests| &mut manifests.pull_secrets),
-            other => self.problems.push(Problem::at(&source, None, "kind", format!("{other} cannot be loaded"))),
+            other => self.problems.push(Problem::at(
+                &source,
+                None,
+                "kind",
+                format!("{other} cannot be loaded"),
+            )),
         }
     }
 
     /// Puts a checked resource among those of its kind, unless its name is taken.
-    fn accept<K>(&mut self, value: Value, source: Source, of_kind: impl Fn(&mut Manifests) -> &mut Vec<Loaded<K>>)
-    where
+    fn accept<K>(
+        &mut self,
+        value: Value,
+        source: Source,
+        of_kind: impl Fn(&mut Manifests) -> &mut Vec<Loaded<K>>,
+    ) where
         K: Resource<DynamicType = ()> + DeserializeOwned,
     {
         let resource = match serde_json::from_value::<K>(value) {
@@ -400,7 +464,8 @@ impl<'r> Loading<'r> {
         };
         match self.declared.entry((type_name::<K>(), key(&resource))) {
             Entry::Occupied(first) => {
-                let message = format!("is already declared at {}: take one out, or rename it", first.get());
+                let message =
+                    format!("is already declared at {}: take one out, or rename it", first.get());
                 self.problems.push(Problem::at(&source, Some(object_name(&resource)), "", message));
             }
             Entry::Vacant(free) => {
@@ -412,7 +477,11 @@ impl<'r> Loading<'r> {
 
     fn finish(mut self) -> Result<Manifests, LoadError> {
         self.manifests.notes.extend(of_other_kinds(&self.manifests.skipped));
-        if self.problems.is_empty() { Ok(self.manifests) } else { Err(LoadError { problems: self.problems }) }
+        if self.problems.is_empty() {
+            Ok(self.manifests)
+        } else {
+            Err(LoadError { problems: self.problems })
+        }
     }
 }
 
@@ -420,9 +489,11 @@ impl<'r> Loading<'r> {
 /// apiVersion misspelt.
 fn of_other_kinds(skipped: &[Skipped]) -> Option<String> {
     let (first, more) = skipped.split_at(skipped.len().min(NAMED));
-    let named: Vec<String> = first.iter().map(|Skipped { object, source }| format!("{object} at {source}")).collect();
+    let named: Vec<String> =
+        first.iter().map(|Skipped { object, source }| format!("{object} at {source}")).collect();
     let more = if more.is_empty() { String::new() } else { format!(", and {} more", more.len()) };
-    (!named.is_empty()).then(|| format!("passed over as not of group {GROUP}: {}{more}", named.join(", ")))
+    (!named.is_empty())
+        .then(|| format!("passed over as not of group {GROUP}: {}{more}", named.join(", ")))
 }
 
 /// The key that distinguishes two resources of a kind: namespace and name.

@@ -22,7 +22,11 @@ struct Folder(PathBuf);
 impl Folder {
     fn with(files: &[(&str, &str)]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("wharfage-manifests-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "wharfage-manifests-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         let folder = Self(std::env::temp_dir().join(name));
         fs::create_dir_all(&folder.0).unwrap();
         for (name, text) in files {
@@ -55,7 +59,9 @@ fn load(text: &str) -> Result<Manifests, LoadError> {
 
 fn manifest(kind: &str, name: &str, spec: &str) -> String {
     let spec: String = spec.lines().map(|line| format!("  {line}\n")).collect();
-    format!("apiVersion: wharfage.dev/v1alpha1\nkind: {kind}\nmetadata:\n  name: {name}\nspec:\n{spec}")
+    format!(
+        "apiVersion: wharfage.dev/v1alpha1\nkind: {kind}\nmetadata:\n  name: {name}\nspec:\n{spec}"
+    )
 }
 
 fn policy(rules: &[&str]) -> String {
@@ -84,10 +90,19 @@ fn a_folder_is_read_with_all_folders_in_it() {
         ("README.md", "Hello"),
     ]);
     let manifests = folder.load().unwrap();
-    assert_eq!(manifests.registry("home").unwrap().source.to_string(), "registry.yaml:1 (document 1)");
-    let names: Vec<_> =
-        manifests.repositories.iter().map(|it| (it.resource.namespace(), it.resource.name_any())).collect();
-    assert_eq!(names, [(Some("default".into()), "api".into()), (Some("team".into()), "web".into())]);
+    assert_eq!(
+        manifests.registry("home").unwrap().source.to_string(),
+        "registry.yaml:1 (document 1)"
+    );
+    let names: Vec<_> = manifests
+        .repositories
+        .iter()
+        .map(|it| (it.resource.namespace(), it.resource.name_any()))
+        .collect();
+    assert_eq!(
+        names,
+        [(Some("default".into()), "api".into()), (Some("team".into()), "web".into())]
+    );
     assert_eq!(manifests.repositories[0].source.file, Path::new("deep/er/api.yml"));
     assert_eq!(manifests.lifecycle_policies[0].resource.mode(), Mode::Preview);
     assert!(manifests.skipped.is_empty());
@@ -104,8 +119,10 @@ fn a_single_file_can_be_read() {
 fn a_file_may_hold_several_documents_and_empty_ones() {
     let one = manifest("Repository", "one", "registryRef: {name: home}");
     let two = manifest("Repository", "two", "registryRef: {name: home}");
-    let manifests = load(&format!("---\n# nothing but a comment\n---\n{one}---\n{two}---\n")).unwrap();
-    let sources: Vec<_> = manifests.repositories.iter().map(|loaded| loaded.source.to_string()).collect();
+    let manifests =
+        load(&format!("---\n# nothing but a comment\n---\n{one}---\n{two}---\n")).unwrap();
+    let sources: Vec<_> =
+        manifests.repositories.iter().map(|loaded| loaded.source.to_string()).collect();
     assert_eq!(sources, ["a.yaml:4 (document 1)", "a.yaml:11 (document 2)"]);
 }
 
@@ -146,7 +163,10 @@ status: {observedGeneration: -1, whatever: true}
     assert_eq!(repository.labels()["tier"], "prod");
     assert!(repository.status.is_none());
     let policy = repository.spec.repository_policy.as_ref().unwrap();
-    assert!(policy.0["Statement"][0].as_object().unwrap().contains_key("Condition"), "a document is kept as it is");
+    assert!(
+        policy.0["Statement"][0].as_object().unwrap().contains_key("Condition"),
+        "a document is kept as it is"
+    );
 }
 
 #[test]
@@ -161,15 +181,19 @@ fn absent_fields_have_their_defaults_and_are_not_written() {
 
 #[test]
 fn labels_of_declared_namespaces_are_known() {
-    let manifests = load("{apiVersion: v1, kind: Namespace, metadata: {name: team, labels: {tier: prod}}}").unwrap();
+    let manifests =
+        load("{apiVersion: v1, kind: Namespace, metadata: {name: team, labels: {tier: prod}}}")
+            .unwrap();
     assert_eq!(manifests.namespaces["team"]["tier"], "prod");
     assert!(manifests.is_empty() && manifests.skipped.is_empty());
 }
 
 #[test]
 fn kinds_of_others_are_noted_and_passed_over() {
-    let manifests =
-        load("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec: {anything: goes}\n").unwrap();
+    let manifests = load(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec: {anything: goes}\n",
+    )
+    .unwrap();
     assert_eq!(manifests.skipped[0].object, "apps/v1 Deployment web");
 }
 
@@ -184,13 +208,15 @@ fn the_quickstart_is_valid() {
             .iter()
             .any(|it| it.resource.image_tag_mutability() == Mutability::ImmutableWithExclusion)
     );
-    let modes: Vec<_> = manifests.lifecycle_policies.iter().map(|policy| policy.resource.mode()).collect();
+    let modes: Vec<_> =
+        manifests.lifecycle_policies.iter().map(|policy| policy.resource.mode()).collect();
     assert!(modes.contains(&Mode::Enforce) && modes.contains(&Mode::Preview));
     for repository in &manifests.repositories {
         assert!(manifests.registry(&repository.resource.registry_ref().name).is_some());
     }
     for policy in &manifests.lifecycle_policies {
-        let chosen = manifests.repositories.iter().filter(|it| policy.resource.applies_to(&it.resource));
+        let chosen =
+            manifests.repositories.iter().filter(|it| policy.resource.applies_to(&it.resource));
         assert!(chosen.count() > 0, "{} is about no repository", policy.resource.name_any());
     }
 }
@@ -272,15 +298,21 @@ fn a_name_may_be_taken_once_only() {
 
 #[test]
 fn a_folder_that_is_not_there_is_named() {
-    let problems = Loader::new().unwrap().load(Path::new("no/such/folder")).unwrap_err().to_string();
+    let problems =
+        Loader::new().unwrap().load(Path::new("no/such/folder")).unwrap_err().to_string();
     assert!(problems.starts_with("no/such/folder: can't be read: "), "{problems}");
 }
 
 #[test]
 fn yaml_that_is_ambiguous_or_broken_is_refused_with_its_line() {
-    for (text, line) in [("a: 1\nb: 2\na: 3\n", "line 3"), ("a: 1\nb: [\n", "line"), ("a: &x 1\nb: *y\n", "line 2")] {
+    for (text, line) in
+        [("a: 1\nb: 2\na: 3\n", "line 3"), ("a: 1\nb: [\n", "line"), ("a: &x 1\nb: *y\n", "line 2")]
+    {
         let problems = load(text).unwrap_err().to_string();
-        assert!(problems.starts_with("a.yaml: is not valid YAML: ") && problems.contains(line), "{problems}");
+        assert!(
+            problems.starts_with("a.yaml: is not valid YAML: ") && problems.contains(line),
+            "{problems}"
+        );
     }
 }
 
@@ -296,7 +328,10 @@ fn a_file_that_is_too_big_or_no_text_is_refused() {
     let folder = Folder::with(&[("big.yaml", &"a".repeat((4 << 20) + 1))]);
     fs::write(folder.0.join("binary.yaml"), [0xff, 0xfe, 0x00]).unwrap();
     let problems = folder.problems();
-    assert!(problems.contains("big.yaml: can't be read: it has more than 4194304 bytes"), "{problems}");
+    assert!(
+        problems.contains("big.yaml: can't be read: it has more than 4194304 bytes"),
+        "{problems}"
+    );
     assert!(problems.contains("binary.yaml: can't be read: "), "{problems}");
 }
 
@@ -332,8 +367,13 @@ fn nearly_a_manifest() -> impl Strategy<Value = String> {
         Just("repositorySelector".to_owned()),
         "[a-z]{1,8}",
     ];
-    let kind =
-        prop_oneof![Just("Registry"), Just("Repository"), Just("LifecyclePolicy"), Just("PullSecret"), Just("List")];
+    let kind = prop_oneof![
+        Just("Registry"),
+        Just("Repository"),
+        Just("LifecyclePolicy"),
+        Just("PullSecret"),
+        Just("List")
+    ];
     (kind, "[a-z0-9.-]{0,5}", proptest::collection::vec((field, value), 0..5)).prop_map(|(kind, name, fields)| {
         let spec: String = fields.into_iter().map(|(field, value)| format!("  {field}: {value}\n")).collect();
         format!("apiVersion: wharfage.dev/v1alpha1\nkind: {kind}\nmetadata:\n  name: {name}\nspec:\n{spec}")

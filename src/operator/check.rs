@@ -6,7 +6,9 @@
 use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
@@ -64,7 +66,9 @@ pub async fn check_kinds(client: &Client) -> anyhow::Result<Vec<Finding>> {
 fn schema_of<'a>(served: &'a Value, kind: &str) -> Option<&'a Value> {
     let is_it = |schema: &&Value| {
         schema["x-kubernetes-group-version-kind"].as_array().is_some_and(|kinds| {
-            kinds.iter().any(|it| it["kind"] == kind && it["group"] == GROUP && it["version"] == VERSION)
+            kinds
+                .iter()
+                .any(|it| it["kind"] == kind && it["group"] == GROUP && it["version"] == VERSION)
         })
     };
     served["components"]["schemas"].as_object()?.values().find(is_it)
@@ -102,23 +106,35 @@ pub struct Expected {
 ///
 /// # Errors
 /// When the API server cannot be asked.
-pub async fn check_permissions(client: &Client, expected: &Expected) -> anyhow::Result<Vec<Finding>> {
+pub async fn check_permissions(
+    client: &Client,
+    expected: &Expected,
+) -> anyhow::Result<Vec<Finding>> {
     let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
     let asked = questions(expected).into_iter().map(|question| {
         let reviews = reviews.clone();
         async move {
             let review = SelfSubjectAccessReview {
-                spec: SelfSubjectAccessReviewSpec { resource_attributes: Some(question.clone()), ..Default::default() },
+                spec: SelfSubjectAccessReviewSpec {
+                    resource_attributes: Some(question.clone()),
+                    ..Default::default()
+                },
                 ..Default::default()
             };
             let answer = reviews.create(&PostParams::default(), &review).await?;
-            anyhow::Ok((!answer.status.is_some_and(|status| status.allowed)).then(|| sentence(&question)))
+            anyhow::Ok(
+                (!answer.status.is_some_and(|status| status.allowed)).then(|| sentence(&question)),
+            )
         }
     });
     let asked: Vec<Option<String>> = stream::iter(asked).buffered(8).try_collect().await?;
     let all = asked.len();
     let missing: Vec<Finding> = asked.into_iter().flatten().map(Finding::Missing).collect();
-    Ok(if missing.is_empty() { vec![Finding::Fine(format!("all {all} permissions are there"))] } else { missing })
+    Ok(if missing.is_empty() {
+        vec![Finding::Fine(format!("all {all} permissions are there"))]
+    } else {
+        missing
+    })
 }
 
 /// Returns every permission as a question to the API server.
@@ -136,7 +152,9 @@ fn questions(expected: &Expected) -> Vec<ResourceAttributes> {
                 }
                 RuleScope::Cluster => vec![None],
             };
-            for (place, verb) in places.iter().flat_map(|place| rule.verbs.iter().map(move |verb| (place, verb))) {
+            for (place, verb) in
+                places.iter().flat_map(|place| rule.verbs.iter().map(move |verb| (place, verb)))
+            {
                 questions.push(ResourceAttributes {
                     group: Some(rule.group.to_owned()),
                     resource: Some(resource.to_owned()),
@@ -153,19 +171,35 @@ fn questions(expected: &Expected) -> Vec<ResourceAttributes> {
 
 fn sentence(question: &ResourceAttributes) -> String {
     let word = |part: &Option<String>| part.clone().unwrap_or_default();
-    let subresource = question.subresource.as_ref().map(|name| format!("/{name}")).unwrap_or_default();
-    let group =
-        question.group.as_ref().filter(|group| !group.is_empty()).map(|group| format!(".{group}")).unwrap_or_default();
-    let place =
-        question.namespace.as_ref().map_or("in the whole cluster".to_owned(), |name| format!("in namespace {name}"));
-    format!("may not {} {}{group}{subresource} {place}", word(&question.verb), word(&question.resource))
+    let subresource =
+        question.subresource.as_ref().map(|name| format!("/{name}")).unwrap_or_default();
+    let group = question
+        .group
+        .as_ref()
+        .filter(|group| !group.is_empty())
+        .map(|group| format!(".{group}"))
+        .unwrap_or_default();
+    let place = question
+        .namespace
+        .as_ref()
+        .map_or("in the whole cluster".to_owned(), |name| format!("in namespace {name}"));
+    format!(
+        "may not {} {}{group}{subresource} {place}",
+        word(&question.verb),
+        word(&question.resource)
+    )
 }
 
 /// Waits until a live operator holds the Lease, for `patience` at most.
 ///
 /// # Errors
 /// When the API server cannot be asked.
-pub async fn check_leader(client: &Client, namespace: &str, name: &str, patience: Duration) -> anyhow::Result<Finding> {
+pub async fn check_leader(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    patience: Duration,
+) -> anyhow::Result<Finding> {
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
     let deadline = tokio::time::Instant::now() + patience;
     loop {
@@ -241,8 +275,11 @@ mod tests {
     fn permissions_are_checked_where_the_chart_grants_them() {
         let places = |secret_namespaces: &[&str]| -> BTreeSet<Option<String>> {
             let secret_namespaces = secret_namespaces.iter().map(|it| (*it).to_owned()).collect();
-            let expected = Expected { namespace: "wharfage".into(), secret_namespaces, ..Expected::default() };
-            let secrets = questions(&expected).into_iter().filter(|it| it.resource.as_deref() == Some("secrets"));
+            let expected =
+                Expected { namespace: "wharfage".into(), secret_namespaces, ..Expected::default() };
+            let secrets = questions(&expected)
+                .into_iter()
+                .filter(|it| it.resource.as_deref() == Some("secrets"));
             secrets.map(|it| it.namespace).collect()
         };
         assert_eq!(places(&[]), BTreeSet::from([None]));

@@ -28,21 +28,38 @@ pub struct Events(Recorder);
 impl Events {
     /// Makes a writer of events that names `instance` as their source.
     pub fn new(client: Client, instance: &str) -> Self {
-        let reporter = Reporter { controller: "wharfage".to_owned(), instance: Some(instance.to_owned()) };
+        let reporter =
+            Reporter { controller: "wharfage".to_owned(), instance: Some(instance.to_owned()) };
         Self(Recorder::new(client, reporter))
     }
 
     /// Emits an event about a change.
-    pub async fn normal<K: Resource<DynamicType = ()>>(&self, object: &K, reason: Reason, note: impl Into<String>) {
+    pub async fn normal<K: Resource<DynamicType = ()>>(
+        &self,
+        object: &K,
+        reason: Reason,
+        note: impl Into<String>,
+    ) {
         self.publish(object, EventType::Normal, reason, note.into()).await;
     }
 
     /// Emits an event about a problem.
-    pub async fn warning<K: Resource<DynamicType = ()>>(&self, object: &K, reason: Reason, note: impl Into<String>) {
+    pub async fn warning<K: Resource<DynamicType = ()>>(
+        &self,
+        object: &K,
+        reason: Reason,
+        note: impl Into<String>,
+    ) {
         self.publish(object, EventType::Warning, reason, note.into()).await;
     }
 
-    async fn publish<K: Resource<DynamicType = ()>>(&self, object: &K, type_: EventType, reason: Reason, note: String) {
+    async fn publish<K: Resource<DynamicType = ()>>(
+        &self,
+        object: &K,
+        type_: EventType,
+        reason: Reason,
+        note: String,
+    ) {
         let note = cut(note);
         let event = Event {
             type_,
@@ -75,9 +92,11 @@ mod tests {
         for fits in [String::new(), "x".repeat(1024), "ü".repeat(512)] {
             assert_eq!(cut(fits.clone()), fits);
         }
-        for (long, left) in
-            [("x".repeat(1025), 1021), ("ü".repeat(1000), 510), ("x".to_owned() + &"€".repeat(400), 341)]
-        {
+        for (long, left) in [
+            ("x".repeat(1025), 1021),
+            ("ü".repeat(1000), 510),
+            ("x".to_owned() + &"€".repeat(400), 341),
+        ] {
             let cut = cut(long.clone());
             assert!(cut.len() <= LONGEST_NOTE, "{} bytes", cut.len());
             let kept = cut.strip_suffix('…').unwrap();

@@ -31,7 +31,8 @@ impl FakeKubernetes {
                 let (head, body) = request.into_parts();
                 let body = body.collect_bytes().await.unwrap();
                 let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
-                let (code, answer) = cluster.state().answer(&head.method, head.uri.path(), head.uri.query(), body);
+                let (code, answer) =
+                    cluster.state().answer(&head.method, head.uri.path(), head.uri.query(), body);
                 let answer = Body::from(serde_json::to_vec(&answer).unwrap());
                 Ok::<_, Infallible>(Response::builder().status(code).body(answer).unwrap())
             }
@@ -47,7 +48,10 @@ impl FakeKubernetes {
     }
 
     pub fn get(&self, plural: &str, namespace: &str, name: &str) -> Option<Value> {
-        self.state().objects.get(&(plural.to_owned(), namespace.to_owned(), name.to_owned())).cloned()
+        self.state()
+            .objects
+            .get(&(plural.to_owned(), namespace.to_owned(), name.to_owned()))
+            .cloned()
     }
 
     pub fn names(&self, plural: &str) -> Vec<String> {
@@ -65,29 +69,48 @@ impl FakeKubernetes {
 }
 
 impl State {
-    fn answer(&mut self, method: &Method, path: &str, query: Option<&str>, body: Value) -> (StatusCode, Value) {
+    fn answer(
+        &mut self,
+        method: &Method,
+        path: &str,
+        query: Option<&str>,
+        body: Value,
+    ) -> (StatusCode, Value) {
         let (plural, namespace, name) = target(path);
         let parameter = |key: &str| {
-            let pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
-            pairs.into_iter().find(|(it, _)| *it == key).map(|(_, value)| value.replace("%3D", "=").replace("%2F", "/"))
+            let pairs =
+                query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+            pairs
+                .into_iter()
+                .find(|(it, _)| *it == key)
+                .map(|(_, value)| value.replace("%3D", "=").replace("%2F", "/"))
         };
         let manager = parameter("fieldManager").unwrap_or_default();
-        let Some(name) = name.or_else(|| body["metadata"]["name"].as_str().filter(|_| *method == Method::POST)) else {
+        let Some(name) =
+            name.or_else(|| body["metadata"]["name"].as_str().filter(|_| *method == Method::POST))
+        else {
             let label = parameter("labelSelector");
             let is_selected = |((of, within, _), object): &(&Key, &Value)| {
                 let labels = &object["metadata"]["labels"];
-                let matches = |label: &str| label.split_once('=').is_some_and(|(key, value)| labels[key] == value);
+                let matches = |label: &str| {
+                    label.split_once('=').is_some_and(|(key, value)| labels[key] == value)
+                };
                 *of == plural
                     && namespace.is_none_or(|namespace| within == namespace)
                     && label.as_deref().is_none_or(matches)
             };
-            let items: Vec<_> = self.objects.iter().filter(is_selected).map(|(_, object)| object.clone()).collect();
-            return (StatusCode::OK, json!({ "kind": "List", "apiVersion": "v1", "metadata": {}, "items": items }));
+            let items: Vec<_> =
+                self.objects.iter().filter(is_selected).map(|(_, object)| object.clone()).collect();
+            return (
+                StatusCode::OK,
+                json!({ "kind": "List", "apiVersion": "v1", "metadata": {}, "items": items }),
+            );
         };
         let key = (plural.to_owned(), namespace.unwrap_or_default().to_owned(), name.to_owned());
         let existing = self.objects.get(&key).cloned();
-        let is_other =
-            |uid: &Value| existing.as_ref().is_some_and(|it| !uid.is_null() && it["metadata"]["uid"] != *uid);
+        let is_other = |uid: &Value| {
+            existing.as_ref().is_some_and(|it| !uid.is_null() && it["metadata"]["uid"] != *uid)
+        };
         match (method.as_str(), existing.clone()) {
             ("GET", Some(object)) => (StatusCode::OK, object),
             ("POST", Some(_)) => failure(StatusCode::CONFLICT),
@@ -103,11 +126,16 @@ impl State {
                 merge(&mut object, body);
                 (StatusCode::OK, self.store(key, object, &manager, "Apply"))
             }
-            ("DELETE", Some(_)) if is_other(&body["preconditions"]["uid"]) => failure(StatusCode::CONFLICT),
+            ("DELETE", Some(_)) if is_other(&body["preconditions"]["uid"]) => {
+                failure(StatusCode::CONFLICT)
+            }
             ("DELETE", Some(_)) => {
                 self.objects.remove(&key);
                 self.writes += 1;
-                (StatusCode::OK, json!({ "kind": "Status", "apiVersion": "v1", "status": "Success" }))
+                (
+                    StatusCode::OK,
+                    json!({ "kind": "Status", "apiVersion": "v1", "status": "Success" }),
+                )
             }
             _ => failure(StatusCode::NOT_FOUND),
         }
@@ -135,7 +163,9 @@ fn target(path: &str) -> (&str, Option<&str>, Option<&str>) {
     let segments: Vec<_> = path.trim_start_matches('/').split('/').collect();
     let skipped = if segments[0] == "api" { 2 } else { 3 };
     match &segments[skipped..] {
-        ["namespaces", namespace, plural, rest @ ..] => (plural, Some(namespace), rest.first().copied()),
+        ["namespaces", namespace, plural, rest @ ..] => {
+            (plural, Some(namespace), rest.first().copied())
+        }
         [plural, rest @ ..] => (plural, None, rest.first().copied()),
         [] => panic!("no object in {path}"),
     }

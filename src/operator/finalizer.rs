@@ -49,7 +49,9 @@ pub async fn remove<K>(api: &Api<K>, object: &K) -> Result<(), kube::Error>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
-    let Some(index) = object.finalizers().iter().position(|it| it == FINALIZER) else { return Ok(()) };
+    let Some(index) = object.finalizers().iter().position(|it| it == FINALIZER) else {
+        return Ok(());
+    };
     let path = format!("/metadata/finalizers/{index}");
     let patch = json!([
         { "op": "test", "path": "/metadata/uid", "value": object.uid() },
@@ -57,7 +59,8 @@ where
         { "op": "remove", "path": path },
     ]);
     let patch = serde_json::from_value(patch).map_err(kube::Error::SerdeError)?;
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let params =
+        PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     gone_is_fine(api.patch_metadata(&object.name_any(), &params, &Patch::Json::<()>(patch)).await)
 }
 

@@ -68,9 +68,10 @@ impl Drop for Leading {
 impl HealthEndpoints for Health {
     fn healthy(&self) -> Result<(), String> {
         match self.term().and_then(|term| term.over_for()) {
-            Some(overtime) if overtime > OVERTIME => {
-                Err(format!("not leading any more, and the work has not ended for {} s", overtime.as_secs()))
-            }
+            Some(overtime) if overtime > OVERTIME => Err(format!(
+                "not leading any more, and the work has not ended for {} s",
+                overtime.as_secs()
+            )),
             _ => Ok(()),
         }
     }

@@ -146,7 +146,8 @@ mod tests {
     }
 
     fn object(name: &str, version: u32, keys: &[&str]) -> ConfigMap {
-        let labels: BTreeMap<_, _> = keys.iter().map(|key| ((*key).to_owned(), String::new())).collect();
+        let labels: BTreeMap<_, _> =
+            keys.iter().map(|key| ((*key).to_owned(), String::new())).collect();
         let metadata = ObjectMeta {
             name: Some(name.to_owned()),
             namespace: Some("shop".to_owned()),
@@ -164,20 +165,24 @@ mod tests {
 
     /// Returns whether these are the objects of the store, not equal copies.
     fn same(found: &[Arc<ConfigMap>], stored: &[Arc<ConfigMap>]) -> bool {
-        found.len() == stored.len() && found.iter().zip(stored).all(|(one, other)| Arc::ptr_eq(one, other))
+        found.len() == stored.len()
+            && found.iter().zip(stored).all(|(one, other)| Arc::ptr_eq(one, other))
     }
 
     fn events() -> impl Strategy<Value = Vec<Event<ConfigMap>>> {
-        let some = ("[abc]", any::<u32>(), proptest::sample::subsequence(vec!["x", "y", "z"], 0..=3));
+        let some =
+            ("[abc]", any::<u32>(), proptest::sample::subsequence(vec!["x", "y", "z"], 0..=3));
         let some = some.prop_map(|(name, version, keys)| object(&name, version, &keys)).boxed();
         let apply = some.clone().prop_map(|it| vec![Event::Apply(it)]);
         let delete = some.clone().prop_map(|it| vec![Event::Delete(it)]);
-        let list = (proptest::collection::vec(some, 0..4), any::<bool>()).prop_map(|(listed, whole)| {
-            let listed = listed.into_iter().map(Event::InitApply);
-            let end = whole.then_some(Event::InitDone);
-            [Event::Init].into_iter().chain(listed).chain(end).collect()
-        });
-        proptest::collection::vec(prop_oneof![4 => apply, 2 => delete, 1 => list], 0..20).prop_map(|it| it.concat())
+        let list =
+            (proptest::collection::vec(some, 0..4), any::<bool>()).prop_map(|(listed, whole)| {
+                let listed = listed.into_iter().map(Event::InitApply);
+                let end = whole.then_some(Event::InitDone);
+                [Event::Init].into_iter().chain(listed).chain(end).collect()
+            });
+        proptest::collection::vec(prop_oneof![4 => apply, 2 => delete, 1 => list], 0..20)
+            .prop_map(|it| it.concat())
     }
 
     proptest! {

@@ -77,7 +77,8 @@ pub(crate) trait Kind:
     /// Returns whether objects that refer to this one are requeued by a change. The default is what
     /// selectors read.
     fn affects_referrers(change: &Change<Self>) -> bool {
-        let labels = |it: &Option<std::sync::Arc<Self>>| it.as_ref().map(|it| it.meta().labels.clone());
+        let labels =
+            |it: &Option<std::sync::Arc<Self>>| it.as_ref().map(|it| it.meta().labels.clone());
         change.leaves() || labels(&change.old) != labels(&change.new)
     }
 
@@ -94,7 +95,8 @@ pub(crate) trait Kind:
     /// Returns the request to reconcile now, if it was not handled yet.
     fn requested(&self) -> Option<String> {
         let requested = self.meta().annotations.as_ref()?.get(REQUESTED_AT)?;
-        (Some(requested) != self.status().and_then(StatusFields::last_handled)).then(|| requested.clone())
+        (Some(requested) != self.status().and_then(StatusFields::last_handled))
+            .then(|| requested.clone())
     }
 
     /// Returns whether this object refers to that one.
@@ -126,7 +128,9 @@ pub(crate) fn api_of<K: Kind>(client: &Client, object: &K) -> Api<K> {
 }
 
 /// The fields that the statuses of all kinds have. [`status_fields`] implements it.
-pub(crate) trait StatusFields: Clone + Default + PartialEq + Serialize + Send + Sync {
+pub(crate) trait StatusFields:
+    Clone + Default + PartialEq + Serialize + Send + Sync
+{
     /// True if an event reports each new reason of Ready. Otherwise events report only Stalled:
     /// when a registry fails, its Registry reports that, and not each of its resources.
     const EVENT_ON_NEW_REASON: bool;
@@ -208,12 +212,26 @@ impl Reference {
     }
 
     /// Refers to one object, by name.
-    pub(crate) fn named<K: Kind>(field: &'static str, namespace: Option<String>, name: &str) -> Self {
-        Self { kind: K::NAME, namespace, target: Target::Named(name.to_owned()), registry: None, field }
+    pub(crate) fn named<K: Kind>(
+        field: &'static str,
+        namespace: Option<String>,
+        name: &str,
+    ) -> Self {
+        Self {
+            kind: K::NAME,
+            namespace,
+            target: Target::Named(name.to_owned()),
+            registry: None,
+            field,
+        }
     }
 
     /// Refers to the objects of a namespace that a selector chooses.
-    pub(crate) fn selected<K: Kind>(field: &'static str, namespace: Option<String>, selector: LabelSelector) -> Self {
+    pub(crate) fn selected<K: Kind>(
+        field: &'static str,
+        namespace: Option<String>,
+        selector: LabelSelector,
+    ) -> Self {
         Self { kind: K::NAME, namespace, target: Target::Selected(selector), registry: None, field }
     }
 
@@ -253,7 +271,8 @@ impl Reference {
             Target::Selected(_) => "",
         };
         let place = registry.as_ref().map(|it| format!(" in Registry {it}")).unwrap_or_default();
-        let message = format!("{kind} {namespace}{name} does not exist{place}: make it, or correct {field}");
+        let message =
+            format!("{kind} {namespace}{name} does not exist{place}: make it, or correct {field}");
         Cause::new(Reason::ReferenceNotFound, message)
     }
 
@@ -281,7 +300,11 @@ pub(crate) struct ReferenceKey {
 impl ReferenceKey {
     /// Returns the keys of all references that may be to this object.
     pub(crate) fn to<K: Kind>(object: &K) -> [Self; 2] {
-        [Some(object.name_any()), None].map(|name| Self { kind: K::NAME, namespace: object.namespace(), name })
+        [Some(object.name_any()), None].map(|name| Self {
+            kind: K::NAME,
+            namespace: object.namespace(),
+            name,
+        })
     }
 
     /// Returns the key of references to a Registry, which may not exist.

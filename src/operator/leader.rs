@@ -194,7 +194,11 @@ where
 }
 
 /// Runs `work` without an election, until `stop`, and then for `grace` at most.
-pub async fn work_alone<F, Fut>(grace: Duration, stop: impl Future<Output = ()>, work: F) -> anyhow::Result<()>
+pub async fn work_alone<F, Fut>(
+    grace: Duration,
+    stop: impl Future<Output = ()>,
+    work: F,
+) -> anyhow::Result<()>
 where
     F: FnOnce(Term) -> Fut,
     Fut: Future<Output = anyhow::Result<()>>,
@@ -266,7 +270,10 @@ impl ObservedLease {
             (None, _) | (_, None) => LeaseDecision::Acquire,
             (Some(holder), _) if holder == me => LeaseDecision::Renew,
             (Some(_), Some(changed)) => {
-                let seconds = self.spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+                let seconds = self
+                    .spec
+                    .lease_duration_seconds
+                    .and_then(|seconds| u64::try_from(seconds).ok());
                 let lasts = seconds.map_or(LEASE_DURATION, Duration::from_secs);
                 match (changed + lasts).saturating_duration_since(now) {
                     Duration::ZERO => LeaseDecision::Acquire,
@@ -283,10 +290,16 @@ impl ObservedLease {
         LeaseSpec {
             holder_identity: Some(me.to_owned()),
             lease_duration_seconds: Some(LEASE_DURATION.as_secs() as i32),
-            acquire_time: if held_before { self.spec.acquire_time.clone() } else { Some(MicroTime(now)) },
+            acquire_time: if held_before {
+                self.spec.acquire_time.clone()
+            } else {
+                Some(MicroTime(now))
+            },
             renew_time: Some(MicroTime(now)),
             // The first holder takes it from no one.
-            lease_transitions: Some(transitions + i32::from(!held_before && self.changed.is_some())),
+            lease_transitions: Some(
+                transitions + i32::from(!held_before && self.changed.is_some()),
+            ),
             ..self.spec.clone()
         }
     }
@@ -428,7 +441,9 @@ impl Candidate {
                 Ok(Attempt::Held(asked))
             }
             // Written, created or deleted by another candidate meanwhile.
-            Err(kube::Error::Api(refused)) if matches!(refused.code, 404 | 409) => Ok(Attempt::Conflict),
+            Err(kube::Error::Api(refused)) if matches!(refused.code, 404 | 409) => {
+                Ok(Attempt::Conflict)
+            }
             Err(error) => Err(error),
         }
     }
@@ -436,7 +451,8 @@ impl Candidate {
     /// Writes the lease onto the observed version, with a new spec. Another write meanwhile is a
     /// conflict.
     async fn write(&mut self, spec: LeaseSpec) -> Result<(), kube::Error> {
-        let parameters = PostParams { field_manager: Some("wharfage".into()), ..PostParams::default() };
+        let parameters =
+            PostParams { field_manager: Some("wharfage".into()), ..PostParams::default() };
         let name = &self.election.name;
         let written = match &self.seen.lease {
             Some(lease) => {
@@ -462,7 +478,9 @@ impl Candidate {
         let spec = self.seen.released(Timestamp::now());
         match timeout(REQUEST_TIMEOUT, self.write(spec)).await {
             Ok(Ok(())) => tracing::info!(lease = %self.election.name, "gave the lease back"),
-            Ok(Err(error)) => tracing::warn!(lease = %self.election.name, %error, "cannot give the lease back"),
+            Ok(Err(error)) => {
+                tracing::warn!(lease = %self.election.name, %error, "cannot give the lease back")
+            }
             Err(_elapsed) => {
                 tracing::warn!(lease = %self.election.name, "cannot give the lease back: no answer in time")
             }
@@ -565,7 +583,10 @@ mod tests {
 
     #[test]
     fn a_leader_stops_well_before_another_may_begin() {
-        assert!(RENEW_DEADLINE + REQUEST_TIMEOUT < LEASE_DURATION && RENEW_INTERVAL + REQUEST_TIMEOUT < RENEW_DEADLINE);
+        assert!(
+            RENEW_DEADLINE + REQUEST_TIMEOUT < LEASE_DURATION
+                && RENEW_INTERVAL + REQUEST_TIMEOUT < RENEW_DEADLINE
+        );
     }
 
     #[test]
@@ -580,7 +601,8 @@ mod tests {
     async fn a_client_sends_nothing_after_its_term() {
         let nobody = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
         let client = Client::try_from(nobody).unwrap();
-        let ask = async |term: Term| term.guard(client.clone()).apiserver_version().await.unwrap_err();
+        let ask =
+            async |term: Term| term.guard(client.clone()).apiserver_version().await.unwrap_err();
         let refused = |error: &kube::Error| matches!(error, kube::Error::Service(why) if why.is::<NotLeading>());
         assert!(!refused(&ask(Term::unlimited()).await));
         let error = ask(Term::ended_at(Instant::now())).await;

@@ -88,7 +88,12 @@ fn watch_objects<C: KindController>(
 ///
 /// # Errors
 /// When a first list fails for good.
-pub async fn run(client: Client, settings: Settings, metrics: Arc<OperatorMetrics>, term: Term) -> anyhow::Result<()> {
+pub async fn run(
+    client: Client,
+    settings: Settings,
+    metrics: Arc<OperatorMetrics>,
+    term: Term,
+) -> anyhow::Result<()> {
     let client = term.guard(client);
     let (stores, writers) = Stores::new();
     let (triggers, queues) = Triggers::new();
@@ -120,14 +125,30 @@ pub async fn run(client: Client, settings: Settings, metrics: Arc<OperatorMetric
 }
 
 /// Starts all watches.
-fn watch_all(ctx: &Arc<Context>, controllers: &Arc<Controllers>, writers: Writers, watches: &mut JoinSet<()>) {
+fn watch_all(
+    ctx: &Arc<Context>,
+    controllers: &Arc<Controllers>,
+    writers: Writers,
+    watches: &mut JoinSet<()>,
+) {
     controllers.watch(writers.kinds, watches);
     let (api, by_name) = (Api::all(ctx.client.clone()), watcher::Config::default());
     let all = Arc::clone(controllers);
     let on_change = move |change| all.namespace_changed(&change);
-    watches.spawn(watch::watch_kind(api, by_name, writers.namespaces, watch::spec_or_metadata, on_change));
+    watches.spawn(watch::watch_kind(
+        api,
+        by_name,
+        writers.namespaces,
+        watch::spec_or_metadata,
+        on_change,
+    ));
     if ctx.settings.has(Feature::PullSecrets) {
-        controllers::pull_secret::watch_secrets(ctx, writers.pulled, writers.service_accounts, watches);
+        controllers::pull_secret::watch_secrets(
+            ctx,
+            writers.pulled,
+            writers.service_accounts,
+            watches,
+        );
     }
     if ctx.settings.has(Feature::ManagedRegistries) {
         controllers::registry::watch_workloads(ctx, watches);

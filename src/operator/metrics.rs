@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric,
+};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -163,8 +165,10 @@ impl OperatorMetrics {
             // 1 ms to 65 s: from a read of memory to a slow registry.
             Histogram::new(exponential_buckets(0.001, 4.0, 9))
         }
-        let durations: Family<KindLabel, Histogram, fn() -> Histogram> = Family::new_with_constructor(seconds);
-        let call_durations: Family<RegistryLabel, Histogram, fn() -> Histogram> = Family::new_with_constructor(seconds);
+        let durations: Family<KindLabel, Histogram, fn() -> Histogram> =
+            Family::new_with_constructor(seconds);
+        let call_durations: Family<RegistryLabel, Histogram, fn() -> Histogram> =
+            Family::new_with_constructor(seconds);
         let this = Self {
             metrics: MetricsRegistry::default(),
             reconciles: Family::default(),
@@ -188,18 +192,40 @@ impl OperatorMetrics {
         let mut metrics = MetricsRegistry::with_prefix("wharfage_operator");
         metrics.register("reconciles", "Reconciles that ended", this.reconciles.clone());
         let help = "Time that a reconcile took";
-        metrics.register_with_unit("reconcile_duration", help, Unit::Seconds, this.durations.clone());
-        metrics.register("errors", "Reconciles that did not end Ready, by condition reason", this.errors.clone());
+        metrics.register_with_unit(
+            "reconcile_duration",
+            help,
+            Unit::Seconds,
+            this.durations.clone(),
+        );
+        metrics.register(
+            "errors",
+            "Reconciles that did not end Ready, by condition reason",
+            this.errors.clone(),
+        );
         metrics.register(
             "drift_detected",
             "Properties found to differ from their resource",
             this.drift_detected.clone(),
         );
         metrics.register("drift_corrected", "Properties corrected", this.drift_corrected.clone());
-        metrics.register("queue_depth", "Resources that wait for their reconcile", this.queued.clone());
-        metrics.register("api_calls", "CallMetrics of a registry's API, each attempt", this.calls.clone());
+        metrics.register(
+            "queue_depth",
+            "Resources that wait for their reconcile",
+            this.queued.clone(),
+        );
+        metrics.register(
+            "api_calls",
+            "CallMetrics of a registry's API, each attempt",
+            this.calls.clone(),
+        );
         let help = "Time that an attempt to call a registry's API took";
-        metrics.register_with_unit("api_call_duration", help, Unit::Seconds, this.call_durations.clone());
+        metrics.register_with_unit(
+            "api_call_duration",
+            help,
+            Unit::Seconds,
+            this.call_durations.clone(),
+        );
         metrics.register(
             "api_throttles",
             "CallMetrics that a registry refused for coming too fast",
@@ -207,7 +233,11 @@ impl OperatorMetrics {
         );
         let help = "Whether the registry answered last (1), or did not or could not be asked (0)";
         metrics.register("registry_up", help, this.up.clone());
-        metrics.register("leader", "Whether this replica leads (1) or stands by (0)", this.leader.clone());
+        metrics.register(
+            "leader",
+            "Whether this replica leads (1) or stands by (0)",
+            this.leader.clone(),
+        );
         metrics.register("leader_terms", "How often this replica came to lead", this.terms.clone());
         let help = "Requests to the Kubernetes API that were answered";
         metrics.register("kubernetes_requests", help, this.kubernetes_requests.clone());
@@ -235,7 +265,13 @@ impl OperatorMetrics {
         self.drift(&self.drift_corrected, kind, registry, properties);
     }
 
-    fn drift(&self, family: &Family<DriftLabels, Counter>, kind: &'static str, registry: &str, properties: u64) {
+    fn drift(
+        &self,
+        family: &Family<DriftLabels, Counter>,
+        kind: &'static str,
+        registry: &str,
+        properties: u64,
+    ) {
         let mut registries = self.registries();
         let Some(of_registry) = registries.get_mut(registry) else { return };
         let labels = DriftLabels { kind, registry: registry.to_owned() };
@@ -257,11 +293,21 @@ impl OperatorMetrics {
     }
 
     /// Counts one attempt to call a registry's API.
-    pub fn called(&self, registry: &str, operation: &str, code: &str, kind: Option<ErrorKind>, took: Duration) {
+    pub fn called(
+        &self,
+        registry: &str,
+        operation: &str,
+        code: &str,
+        kind: Option<ErrorKind>,
+        took: Duration,
+    ) {
         let mut registries = self.registries();
         let Some(of_registry) = registries.get_mut(registry) else { return };
-        let labels =
-            CallLabels { registry: registry.to_owned(), operation: operation.to_owned(), code: self.name(code) };
+        let labels = CallLabels {
+            registry: registry.to_owned(),
+            operation: operation.to_owned(),
+            code: self.name(code),
+        };
         self.calls.get_or_create(&labels).inc();
         of_registry.calls.insert(labels);
         let label = RegistryLabel { registry: registry.to_owned() };
@@ -339,9 +385,11 @@ impl OperatorMetrics {
     /// Returns the name of an error, or [`OTHER`] if there are too many, or if it does not look
     /// like a name.
     fn name(&self, name: &str) -> String {
-        let plain = (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let plain =
+            (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = plain && (names.contains(name) || (names.len() < NAMES && names.insert(name.to_owned())));
+        let known = plain
+            && (names.contains(name) || (names.len() < NAMES && names.insert(name.to_owned())));
         if known { name.to_owned() } else { OTHER.to_owned() }
     }
 }
@@ -414,20 +462,35 @@ impl Collector for StateCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let source = self.get();
         let resources = Family::<StateLabels, Gauge>::default();
-        for Resources { kind, state, count } in source.iter().flat_map(|source| source.resources()) {
-            resources.get_or_create(&StateLabels { kind, state }).inc_by(i64::try_from(count).unwrap_or(i64::MAX));
+        for Resources { kind, state, count } in source.iter().flat_map(|source| source.resources())
+        {
+            resources
+                .get_or_create(&StateLabels { kind, state })
+                .inc_by(i64::try_from(count).unwrap_or(i64::MAX));
         }
         let help = "Resources, by state";
-        resources.encode(encoder.encode_descriptor("resources", help, None, resources.metric_type())?)?;
+        resources.encode(encoder.encode_descriptor(
+            "resources",
+            help,
+            None,
+            resources.metric_type(),
+        )?)?;
 
         let tokens = Family::<TokenLabels, Gauge>::default();
         let now = Timestamp::now();
         for TokenEnd { namespace, name, ends } in source.iter().flat_map(|source| source.tokens()) {
-            tokens.get_or_create(&TokenLabels { namespace, name }).set(ends.duration_since(now).as_secs());
+            tokens
+                .get_or_create(&TokenLabels { namespace, name })
+                .set(ends.duration_since(now).as_secs());
         }
         let help = "Time until the first of a PullSecret's tokens ends; negative when it has ended";
         let unit = Some(&Unit::Seconds);
-        tokens.encode(encoder.encode_descriptor("pull_secret_token_remaining", help, unit, tokens.metric_type())?)
+        tokens.encode(encoder.encode_descriptor(
+            "pull_secret_token_remaining",
+            help,
+            unit,
+            tokens.metric_type(),
+        )?)
     }
 }
 
@@ -450,7 +513,11 @@ mod tests {
         }
 
         fn tokens(&self) -> Vec<TokenEnd> {
-            vec![TokenEnd { namespace: "shop".into(), name: "home".into(), ends: Timestamp::UNIX_EPOCH }]
+            vec![TokenEnd {
+                namespace: "shop".into(),
+                name: "home".into(),
+                ends: Timestamp::UNIX_EPOCH,
+            }]
         }
     }
 
@@ -462,11 +529,18 @@ mod tests {
         metrics.know_registry("home");
         metrics.drift_detected("Repository", "home", 1);
         metrics.drift_corrected("Repository", "home", 1);
-        metrics.called("home", "ListImages", "ThrottlingException", Some(ErrorKind::Throttled), SECOND);
+        metrics.called(
+            "home",
+            "ListImages",
+            "ThrottlingException",
+            Some(ErrorKind::Throttled),
+            SECOND,
+        );
         metrics.kubernetes_answered(&http::Method::GET, http::StatusCode::OK);
         metrics.queue::<&str>("Repository");
         let text = metrics.encode().unwrap();
-        let encoded: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+        let encoded: Vec<_> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
         // A family without a series is not encoded, so each must have one here. The source adds
         // two.
         let registered = format!("{:?}", metrics.metrics).matches("Descriptor {").count();
@@ -474,7 +548,11 @@ mod tests {
 
         let documented = include_str!("../../docs/operations.md");
         for (name, kind) in encoded {
-            let name = if kind == "counter" { format!("| `{name}_total` |") } else { format!("| `{name}` |") };
+            let name = if kind == "counter" {
+                format!("| `{name}_total` |")
+            } else {
+                format!("| `{name}` |")
+            };
             assert!(documented.contains(&name), "docs/operations.md does not describe {name}");
         }
     }
@@ -485,10 +563,19 @@ mod tests {
         metrics.know_registry("home");
         metrics.called("home", "ListImages", "not a name\"", Some(ErrorKind::Other), SECOND);
         for number in 0..1000 {
-            metrics.called("home", "ListImages", &format!("Madeup{number}"), Some(ErrorKind::Other), SECOND);
+            metrics.called(
+                "home",
+                "ListImages",
+                &format!("Madeup{number}"),
+                Some(ErrorKind::Other),
+                SECOND,
+            );
         }
         let text = metrics.encode().unwrap();
-        let codes = text.lines().filter(|line| line.starts_with("wharfage_operator_api_calls_total")).count();
+        let codes = text
+            .lines()
+            .filter(|line| line.starts_with("wharfage_operator_api_calls_total"))
+            .count();
         assert_eq!(codes, NAMES + 1, "{text}");
         assert!(!text.contains("not a name"));
         // A name that was known before keeps its own series.
@@ -502,7 +589,13 @@ mod tests {
         let metrics = OperatorMetrics::new();
         for registry in ["home", "away"] {
             metrics.know_registry(registry);
-            metrics.called(registry, "ListImages", "ThrottlingException", Some(ErrorKind::Throttled), SECOND);
+            metrics.called(
+                registry,
+                "ListImages",
+                "ThrottlingException",
+                Some(ErrorKind::Throttled),
+                SECOND,
+            );
             metrics.called(registry, "ListImages", "200", None, SECOND);
             metrics.drift_detected("Repository", registry, 3);
             metrics.drift_corrected("Repository", registry, 2);
@@ -512,7 +605,10 @@ mod tests {
         metrics.called("away", "ListImages", "200", None, SECOND);
         let text = metrics.encode().unwrap();
         assert!(!text.contains("away"), "{text}");
-        assert!(has(&metrics, r#"wharfage_operator_drift_detected_total{kind="Repository",registry="home"} 3"#));
+        assert!(has(
+            &metrics,
+            r#"wharfage_operator_drift_detected_total{kind="Repository",registry="home"} 3"#
+        ));
     }
 
     #[test]
@@ -555,9 +651,20 @@ mod tests {
     fn a_registry_that_answers_is_up() {
         let metrics = OperatorMetrics::new();
         metrics.know_registry("home");
-        for (code, up) in [("200", 1), ("RegistryUnavailable", 0), ("AccessDeniedException", 1), ("503", 0)] {
-            metrics.called("home", "ListImages", code, (code != "200").then(|| kind_of(code)), SECOND);
-            assert!(has(&metrics, &format!(r#"wharfage_operator_registry_up{{registry="home"}} {up}"#)), "{code}");
+        for (code, up) in
+            [("200", 1), ("RegistryUnavailable", 0), ("AccessDeniedException", 1), ("503", 0)]
+        {
+            metrics.called(
+                "home",
+                "ListImages",
+                code,
+                (code != "200").then(|| kind_of(code)),
+                SECOND,
+            );
+            assert!(
+                has(&metrics, &format!(r#"wharfage_operator_registry_up{{registry="home"}} {up}"#)),
+                "{code}"
+            );
         }
     }
 
@@ -584,8 +691,17 @@ mod tests {
         metrics.reconciled("Repository", ResultLabel::ready, SECOND);
         metrics.reconciled("Repository", ResultLabel::stalled, SECOND);
         metrics.failed("Repository", &Reason::OwnedByAnother);
-        assert!(has(&metrics, r#"wharfage_operator_reconciles_total{kind="Repository",outcome="ready"} 1"#));
-        assert!(has(&metrics, r#"wharfage_operator_errors_total{kind="Repository",reason="OwnedByAnother"} 1"#));
-        assert!(has(&metrics, r#"wharfage_operator_reconcile_duration_seconds_count{kind="Repository"} 2"#));
+        assert!(has(
+            &metrics,
+            r#"wharfage_operator_reconciles_total{kind="Repository",outcome="ready"} 1"#
+        ));
+        assert!(has(
+            &metrics,
+            r#"wharfage_operator_errors_total{kind="Repository",reason="OwnedByAnother"} 1"#
+        ));
+        assert!(has(
+            &metrics,
+            r#"wharfage_operator_reconcile_duration_seconds_count{kind="Repository"} 2"#
+        ));
     }
 }

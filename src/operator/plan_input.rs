@@ -40,7 +40,8 @@ impl<'a> PlanInput<'a> {
         name: &RepositoryName,
     ) -> Self {
         let own = registry.name_any();
-        let (mut aliases, mut pending_owners, mut repositories) = (BTreeMap::new(), Vec::new(), Vec::new());
+        let (mut aliases, mut pending_owners, mut repositories) =
+            (BTreeMap::new(), Vec::new(), Vec::new());
         for repository in staying(stores.repositories.claiming(name.as_ref())) {
             let other = &repository.spec.registry_ref.name;
             if *other == own {
@@ -56,9 +57,17 @@ impl<'a> PlanInput<'a> {
                 (Some(true), None) | (None, _) => pending_owners.push(repository),
             }
         }
-        let namespaces = repositories.iter().filter_map(|it| stores.namespace(&it.namespace()?)).collect();
+        let namespaces =
+            repositories.iter().filter_map(|it| stores.namespace(&it.namespace()?)).collect();
         let aliases = aliases.into_values().collect();
-        Self { registry, aliases, pending_owners, repositories, lifecycle_policies: Vec::new(), namespaces }
+        Self {
+            registry,
+            aliases,
+            pending_owners,
+            repositories,
+            lifecycle_policies: Vec::new(),
+            namespaces,
+        }
     }
 
     /// Collects them with the LifecyclePolicies of the Repositories.

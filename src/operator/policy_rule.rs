@@ -28,7 +28,10 @@ pub enum Feature {
 
 /// Returns the rules that the controller of a kind needs for the kind itself: its objects and their
 /// status.
-pub const fn own_kind(objects: &'static [&'static str], status: &'static [&'static str]) -> [PolicyRule; 2] {
+pub const fn own_kind(
+    objects: &'static [&'static str],
+    status: &'static [&'static str],
+) -> [PolicyRule; 2] {
     const fn of(
         resources: &'static [&'static str],
         verbs: &'static [&'static str],

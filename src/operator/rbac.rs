@@ -41,9 +41,13 @@ mod tests {
 
     #[test]
     fn the_charts_file_is_what_is_generated() {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../charts/wharfage/files/rbac.yaml");
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../charts/wharfage/files/rbac.yaml");
         let committed = std::fs::read_to_string(path).unwrap_or_default();
-        assert!(committed == render().unwrap(), "charts/wharfage/files/rbac.yaml differs: run `deploy/generate code`");
+        assert!(
+            committed == render().unwrap(),
+            "charts/wharfage/files/rbac.yaml differs: run `deploy/generate code`"
+        );
     }
 
     #[test]
@@ -51,7 +55,10 @@ mod tests {
         for rule in rules() {
             let words = rule.resources.iter().chain(rule.verbs).chain([&rule.group]);
             assert!(words.clone().all(|word| !word.contains('*')), "{rule:?}");
-            assert!(!rule.resources.is_empty() && !rule.verbs.is_empty() && !rule.reason.is_empty(), "{rule:?}");
+            assert!(
+                !rule.resources.is_empty() && !rule.verbs.is_empty() && !rule.reason.is_empty(),
+                "{rule:?}"
+            );
         }
     }
 

@@ -48,7 +48,8 @@ impl StateSource for Context {
 /// Returns the state of a resource with these conditions. One without conditions waits for its
 /// first reconcile.
 fn state(conditions: &[Condition]) -> &'static str {
-    let holds = |type_| condition(conditions, type_).is_some_and(|it| it.status == ConditionStatus::True);
+    let holds =
+        |type_| condition(conditions, type_).is_some_and(|it| it.status == ConditionStatus::True);
     if holds(ConditionType::Stalled) {
         "stalled"
     } else if holds(ConditionType::Ready) {

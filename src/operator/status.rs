@@ -95,7 +95,10 @@ pub struct ConditionSet {
 
 impl Default for ConditionSet {
     fn default() -> Self {
-        Self::of(ReadyState::Reconciling(Cause::new(Reason::Progressing, "it was not reconciled yet")))
+        Self::of(ReadyState::Reconciling(Cause::new(
+            Reason::Progressing,
+            "it was not reconciled yet",
+        )))
     }
 }
 
@@ -132,7 +135,11 @@ pub fn conditions(
     set(ConditionType::Ready, matches!(findings.state, ReadyState::Ready(_)).into(), cause);
     match &findings.references {
         Some(Ok(())) => {
-            set(ConditionType::ReferencesResolved, true.into(), &Cause::new(Reason::Resolved, "all references exist"));
+            set(
+                ConditionType::ReferencesResolved,
+                true.into(),
+                &Cause::new(Reason::Resolved, "all references exist"),
+            );
         }
         Some(Err(missing)) => set(ConditionType::ReferencesResolved, false.into(), missing),
         None => {}
@@ -197,7 +204,10 @@ where
         "metadata": { "name": name, "uid": object.meta().uid },
         "status": after,
     });
-    match api.patch_status(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&patch)).await {
+    match api
+        .patch_status(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&patch))
+        .await
+    {
         Ok(object) => {
             written.record_write(&object);
             Ok(true)
@@ -223,8 +233,12 @@ mod tests {
 
     #[test]
     fn reconciling_and_stalled_are_there_only_while_true() {
-        let waiting = ConditionSet::of(ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, "it is away")));
-        let stalled = ConditionSet::of(ReadyState::Stalled(Cause::new(Reason::NotAllowed, "not yours")));
+        let waiting = ConditionSet::of(ReadyState::Reconciling(Cause::new(
+            Reason::RegistryUnavailable,
+            "it is away",
+        )));
+        let stalled =
+            ConditionSet::of(ReadyState::Stalled(Cause::new(Reason::NotAllowed, "not yours")));
         let ready = ConditionSet::of(ReadyState::Ready(Cause::new(Reason::InSync, "all is well")));
         let first = conditions(&[], Some(1), &waiting, &at(1));
         assert_eq!(types(&first), [ConditionType::Ready, ConditionType::Reconciling]);
@@ -247,7 +261,8 @@ mod tests {
             drifted: Some((false, Cause::new(Reason::InSync, ""))),
         };
         let first = conditions(&[], Some(1), &found, &at(1));
-        let away = ConditionSet::of(ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, "")));
+        let away =
+            ConditionSet::of(ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, "")));
         let second = conditions(&first, Some(1), &away, &at(2));
         for type_ in [ConditionType::ReferencesResolved, ConditionType::Drifted] {
             assert_eq!(condition(&second, type_), condition(&first, type_));

@@ -31,7 +31,8 @@ impl IndexKey {
     /// Returns all keys of an object.
     fn of<K: Kind>(object: &K) -> Vec<Self> {
         let references = object.references().into_iter().map(|it| Self::Reference(it.key()));
-        let others = [object.namespace().map(Self::Namespace), object.claimed_name().map(Self::ClaimedName)];
+        let others =
+            [object.namespace().map(Self::Namespace), object.claimed_name().map(Self::ClaimedName)];
         references.chain(others.into_iter().flatten()).collect()
     }
 }
@@ -65,7 +66,8 @@ impl<K: Kind> KindStore<K> {
             Some(namespace) => object.within(namespace),
             None => object,
         })?;
-        (object.meta().deletion_timestamp.is_none() && reference.matches(&*object)).then_some(object)
+        (object.meta().deletion_timestamp.is_none() && reference.matches(&*object))
+            .then_some(object)
     }
 
     /// Returns the objects of a namespace.
@@ -86,7 +88,8 @@ impl<K: Kind> KindStore<K> {
 
     /// Returns the objects that refer to one of these, each once.
     pub(crate) fn referring_to<T: Kind>(&self, targets: &[&T]) -> Vec<Arc<K>> {
-        let keys: Vec<_> = targets.iter().flat_map(|it| ReferenceKey::to(*it)).map(IndexKey::Reference).collect();
+        let keys: Vec<_> =
+            targets.iter().flat_map(|it| ReferenceKey::to(*it)).map(IndexKey::Reference).collect();
         let mut referring = self.index.any_of(&keys);
         referring.retain(|it| targets.iter().any(|target| it.refers_to(*target)));
         referring
@@ -198,9 +201,11 @@ impl Stores {
     pub(crate) fn repositories_chosen_by(&self, policy: &LifecyclePolicy) -> Vec<Arc<Repository>> {
         let namespace = policy.namespace().unwrap_or_default();
         let mut chosen = match &policy.spec.repository_ref {
-            Some(reference) => {
-                self.repositories.get(&ObjectRef::new(&reference.name).within(&namespace)).into_iter().collect()
-            }
+            Some(reference) => self
+                .repositories
+                .get(&ObjectRef::new(&reference.name).within(&namespace))
+                .into_iter()
+                .collect(),
             None => self.repositories.in_namespace(&namespace),
         };
         chosen.retain(|it| policy.applies_to(it));
@@ -233,7 +238,8 @@ mod tests {
     }
 
     fn names<K: Resource>(found: Vec<Arc<K>>) -> Vec<String> {
-        let name = |it: &Arc<K>| format!("{}/{}", it.namespace().unwrap_or_default(), it.name_any());
+        let name =
+            |it: &Arc<K>| format!("{}/{}", it.namespace().unwrap_or_default(), it.name_any());
         let mut names: Vec<_> = found.iter().map(name).collect();
         names.sort_unstable();
         names
@@ -261,11 +267,26 @@ mod tests {
         apply(
             &mut writers.kinds.lifecycle_policies,
             &[
-                ("shop/api", json!({ "registryRef": home, "repositoryRef": { "name": "api" }, "rules": rules })),
-                ("shop/web", json!({ "registryRef": home, "repositoryRef": { "name": "web" }, "rules": rules })),
-                ("shop/back", json!({ "registryRef": home, "repositorySelector": back, "rules": rules })),
-                ("shop/away", json!({ "registryRef": away, "repositoryRef": { "name": "api" }, "rules": rules })),
-                ("desk/all", json!({ "registryRef": home, "repositorySelector": {}, "rules": rules })),
+                (
+                    "shop/api",
+                    json!({ "registryRef": home, "repositoryRef": { "name": "api" }, "rules": rules }),
+                ),
+                (
+                    "shop/web",
+                    json!({ "registryRef": home, "repositoryRef": { "name": "web" }, "rules": rules }),
+                ),
+                (
+                    "shop/back",
+                    json!({ "registryRef": home, "repositorySelector": back, "rules": rules }),
+                ),
+                (
+                    "shop/away",
+                    json!({ "registryRef": away, "repositoryRef": { "name": "api" }, "rules": rules }),
+                ),
+                (
+                    "desk/all",
+                    json!({ "registryRef": home, "repositorySelector": {}, "rules": rules }),
+                ),
             ],
         );
         stores
@@ -279,7 +300,10 @@ mod tests {
             names(stores.repositories.in_registry("home")),
             ["desk/-", "desk/api", "desk/other", "shop/api", "shop/web"]
         );
-        assert_eq!(names(stores.repositories.in_namespace("shop")), ["shop/api", "shop/elsewhere", "shop/web"]);
+        assert_eq!(
+            names(stores.repositories.in_namespace("shop")),
+            ["shop/api", "shop/elsewhere", "shop/web"]
+        );
         let ask = |name: &str| names(stores.repositories.claiming(name));
         assert_eq!(ask("api"), ["desk/api", "desk/other", "shop/api", "shop/elsewhere"]);
         assert_eq!(ask("shop/web"), ["shop/web"]);
@@ -316,7 +340,8 @@ mod tests {
         let stores = stores();
         let chosen = |policy: &str| {
             let (namespace, name) = policy.split_once('/').unwrap();
-            let policy = stores.lifecycle_policies.get(&ObjectRef::new(name).within(namespace)).unwrap();
+            let policy =
+                stores.lifecycle_policies.get(&ObjectRef::new(name).within(namespace)).unwrap();
             names(stores.repositories_chosen_by(&policy))
         };
         assert_eq!(chosen("shop/api"), ["shop/api"]);
@@ -329,7 +354,8 @@ mod tests {
     fn a_missing_named_object_is_reported_with_its_field() {
         let stores = stores();
         let missing = |name: &str| {
-            let policy = stores.lifecycle_policies.get(&ObjectRef::new(name).within("shop")).unwrap();
+            let policy =
+                stores.lifecycle_policies.get(&ObjectRef::new(name).within("shop")).unwrap();
             stores.missing_reference(&*policy).map(|it| it.message)
         };
         assert_eq!(missing("api"), None);

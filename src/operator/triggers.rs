@@ -74,7 +74,8 @@ impl Triggers {
         let Some(object) = change.either() else { return };
         self.requeue(ObjectRef::from_obj(&**object));
         if K::affects_referrers(change) {
-            let targets: Vec<_> = [&change.old, &change.new].into_iter().flatten().map(|it| &**it).collect();
+            let targets: Vec<_> =
+                [&change.old, &change.new].into_iter().flatten().map(|it| &**it).collect();
             self.requeue_referrers(stores, &targets);
         }
     }

@@ -81,7 +81,14 @@ pub async fn watch_kind<K>(
     predicate: fn(&K) -> u64,
     mut on_change: impl FnMut(Change<K>),
 ) where
-    K: Resource<DynamicType = ()> + Lookup<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    K: Resource<DynamicType = ()>
+        + Lookup<DynamicType = ()>
+        + Clone
+        + DeserializeOwned
+        + Debug
+        + Send
+        + Sync
+        + 'static,
 {
     let reader = keeper.store();
     let events = watcher(api, selection)

@@ -52,12 +52,17 @@ impl<'a> PlanContext<'a> {
     pub(crate) fn keeps(&self, owner: &Owner, name: &RepositoryName) -> bool {
         let object = owner.object();
         let declared = || self.claims(name).iter().any(|it| it.object == object);
-        let pending = || self.refused.contains(&object) || self.desired.pending_owners.contains(&object);
+        let pending =
+            || self.refused.contains(&object) || self.desired.pending_owners.contains(&object);
         self.desired.is_ours(&owner.cluster) && (pending() || declared())
     }
 
     /// Returns whether a Repository of this LifecyclePolicy's namespace has the repository of this name, or gets it.
-    pub(crate) fn may_govern(&self, policy: &DesiredLifecyclePolicy, name: &RepositoryName) -> bool {
+    pub(crate) fn may_govern(
+        &self,
+        policy: &DesiredLifecyclePolicy,
+        name: &RepositoryName,
+    ) -> bool {
         self.usable.contains(&(name, policy.object.namespace.as_str()))
     }
 
@@ -69,7 +74,11 @@ impl<'a> PlanContext<'a> {
     /// Returns the LifecyclePolicy of this mode that the repository gets: its current one, or else the first. A repository has
     /// one, and keeps it when a file is renamed.
     pub(crate) fn governor(&self, name: &RepositoryName, mode: LifecycleMode) -> Option<&Object> {
-        let owner = self.observed.repositories.get(name).and_then(|found| LifecycleOwner::read(&found.tags));
+        let owner = self
+            .observed
+            .repositories
+            .get(name)
+            .and_then(|found| LifecycleOwner::read(&found.tags));
         let is_current = |it: &&&DesiredLifecyclePolicy| {
             owner.as_ref().is_some_and(|owner| self.desired.is_our_policy(owner, &it.object))
         };

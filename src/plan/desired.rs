@@ -20,12 +20,20 @@ use wharfage_manifests::Manifests;
 
 /// Returns the desired state of `registry` in file mode. `cluster` is recorded as the owner (a DNS label: at most 63
 /// characters).
-pub fn desired<'a>(resources: impl Into<Resources<'a>>, registry: &Registry, cluster: &str) -> Desired {
+pub fn desired<'a>(
+    resources: impl Into<Resources<'a>>,
+    registry: &Registry,
+    cluster: &str,
+) -> Desired {
     read(&resources.into(), registry, cluster, PlanMode::File)
 }
 
 /// Returns the desired state of `registry` for the operator, which sees the images in use.
-pub fn desired_in_cluster<'a>(resources: impl Into<Resources<'a>>, registry: &Registry, cluster: &str) -> Desired {
+pub fn desired_in_cluster<'a>(
+    resources: impl Into<Resources<'a>>,
+    registry: &Registry,
+    cluster: &str,
+) -> Desired {
     read(&resources.into(), registry, cluster, PlanMode::Cluster)
 }
 
@@ -44,7 +52,9 @@ fn read(resources: &Resources<'_>, registry: &Registry, cluster: &str, mode: Pla
         ..desired_settings(registry, cluster)
     };
     if mode == PlanMode::File {
-        for note in cluster_only(registry).into_iter().chain(unenforced_settings(registry, &desired)) {
+        for note in
+            cluster_only(registry).into_iter().chain(unenforced_settings(registry, &desired))
+        {
             desired.notes.push(format!("{}: {note}", object(registry)));
         }
     }
@@ -58,10 +68,16 @@ fn read(resources: &Resources<'_>, registry: &Registry, cluster: &str, mode: Pla
 }
 
 /// Checks that the registry accepts a policy. Amazon ECR may know more of the grammar than we do.
-pub(crate) fn check_policy(registry: &Registry, kind: Kind, document: &Value) -> Result<(), String> {
+pub(crate) fn check_policy(
+    registry: &Registry,
+    kind: Kind,
+    document: &Value,
+) -> Result<(), String> {
     let (length, most) = (document.to_string().chars().count(), policy::MAX_LENGTH);
     if length > most {
-        return Err(format!("it has {length} characters without spaces, and may have {most}: shorten it"));
+        return Err(format!(
+            "it has {length} characters without spaces, and may have {most}: shorten it"
+        ));
     }
     let policy = match Policy::from_value(kind, document) {
         Ok(policy) => policy,
@@ -69,7 +85,9 @@ pub(crate) fn check_policy(registry: &Registry, kind: Kind, document: &Value) ->
         Err(_) => return Ok(()),
     };
     // A registry that Wharfage runs is asked with its root key, which it then would not obey any more.
-    let root = registry.registry_id().filter(|_| registry.spec.managed.is_some() && kind == Kind::Repository);
+    let root = registry
+        .registry_id()
+        .filter(|_| registry.spec.managed.is_some() && kind == Kind::Repository);
     let root = root.map(|account| Principal::Account { partition: "aws".to_owned(), account });
     if root.is_some_and(|root| policy.locks_out(&root)) {
         return Err(
@@ -84,15 +102,21 @@ pub(crate) fn check_policy(registry: &Registry, kind: Kind, document: &Value) ->
 /// Returns the resources whose Registry is not among the manifests: they wait for it.
 pub fn unresolved(manifests: &Manifests) -> Vec<Refused> {
     let missing = |(object, registry): (Object, &str)| {
-        let message = format!("Registry {registry:?} does not exist: declare it, or correct registryRef");
-        manifests.registry(registry).is_none().then(|| Refused::new(&object, Reason::ReferenceNotFound, message))
+        let message =
+            format!("Registry {registry:?} does not exist: declare it, or correct registryRef");
+        manifests
+            .registry(registry)
+            .is_none()
+            .then(|| Refused::new(&object, Reason::ReferenceNotFound, message))
     };
     Resources::from(manifests).references().into_iter().filter_map(missing).collect()
 }
 
 /// Returns the name of a resource in plans.
 pub(crate) fn object<K: Resource<DynamicType = ()>>(resource: &K) -> Object {
-    let Cow::Borrowed(kind) = K::kind(&()) else { unreachable!("the kinds' names are constants of their types") };
+    let Cow::Borrowed(kind) = K::kind(&()) else {
+        unreachable!("the kinds' names are constants of their types")
+    };
     Object { kind, namespace: resource.namespace().unwrap_or_default(), name: resource.name_any() }
 }
 
@@ -146,11 +170,19 @@ fn cluster_only(registry: &Registry) -> Vec<String> {
         only(pod.is_some(), "managed.pod");
         only(network_policy.is_some(), "managed.networkPolicy");
         if tls.is_some() {
-            notes.push("managed.tls: Secrets are read in a cluster only, so plain HTTP is served here".to_owned());
+            notes.push(
+                "managed.tls: Secrets are read in a cluster only, so plain HTTP is served here"
+                    .to_owned(),
+            );
         }
         if let Some(Storage { filesystem, s3 }) = storage {
-            if filesystem.as_ref().is_some_and(|it| it.size.is_some() || it.storage_class_name.is_some()) {
-                notes.push(format!("managed.storage.filesystem's size and storageClassName: each {CLUSTER_ONLY}"));
+            if filesystem
+                .as_ref()
+                .is_some_and(|it| it.size.is_some() || it.storage_class_name.is_some())
+            {
+                notes.push(format!(
+                    "managed.storage.filesystem's size and storageClassName: each {CLUSTER_ONLY}"
+                ));
             }
             if s3.as_ref().is_some_and(|s3| s3.credentials_secret_ref.is_some()) {
                 notes.push(
@@ -161,8 +193,12 @@ fn cluster_only(registry: &Registry) -> Vec<String> {
             }
         }
         let sqlite = database.as_ref().and_then(|database| database.sqlite.as_ref());
-        if sqlite.is_some_and(|Sqlite { size, storage_class_name }| size.is_some() || storage_class_name.is_some()) {
-            notes.push(format!("managed.database.sqlite's size and storageClassName: each {CLUSTER_ONLY}"));
+        if sqlite.is_some_and(|Sqlite { size, storage_class_name }| {
+            size.is_some() || storage_class_name.is_some()
+        }) {
+            notes.push(format!(
+                "managed.database.sqlite's size and storageClassName: each {CLUSTER_ONLY}"
+            ));
         }
         if database.as_ref().is_some_and(|database| database.postgres.is_some()) {
             notes.push(
@@ -172,8 +208,11 @@ fn cluster_only(registry: &Registry) -> Vec<String> {
             );
         }
     }
-    const AMBIENT: &str = "Secrets are read in a cluster only, so the environment's AWS configuration holds here";
-    if let Some(Endpoint { url: _, ca_bundle_secret_ref, credentials_secret_ref }) = &registry.spec.endpoint {
+    const AMBIENT: &str =
+        "Secrets are read in a cluster only, so the environment's AWS configuration holds here";
+    if let Some(Endpoint { url: _, ca_bundle_secret_ref, credentials_secret_ref }) =
+        &registry.spec.endpoint
+    {
         if ca_bundle_secret_ref.is_some() {
             notes.push(
                 "endpoint.caBundleSecretRef: Secrets are read in a cluster only, so the system's certificates hold here"

@@ -14,7 +14,12 @@ use wharfage_domain::policy::{Kind, Policy};
 
 /// Returns the changes of a policy: its members, and those of each statement. Statements are matched by their meaning, by their
 /// Sid, and by the number of equal members.
-pub(super) fn policy_changes(kind: Kind, field: &str, from: Option<&Value>, to: Option<&Value>) -> Vec<FieldChange> {
+pub(super) fn policy_changes(
+    kind: Kind,
+    field: &str,
+    from: Option<&Value>,
+    to: Option<&Value>,
+) -> Vec<FieldChange> {
     let whole = || vec![change(field, from.map(Value::to_string), to.map(Value::to_string))];
     let (Some(from), Some(to)) = (from, to) else { return whole() };
     let (Some(old), Some(new)) = (Statements::read(kind, from), Statements::read(kind, to)) else {
@@ -24,12 +29,19 @@ pub(super) fn policy_changes(kind: Kind, field: &str, from: Option<&Value>, to: 
     for member in ["Version", "Id"] {
         let (from, to) = (old.policy.get(member), new.policy.get(member));
         if from != to {
-            changes.push(change(&format!("{field}.{member}"), from.map(Value::to_string), to.map(Value::to_string)));
+            changes.push(change(
+                &format!("{field}.{member}"),
+                from.map(Value::to_string),
+                to.map(Value::to_string),
+            ));
         }
     }
     for pair in pair(&old.statements, &new.statements) {
-        let (from, to) = (pair.0.map(|at| &old.statements[at]), pair.1.map(|at| &new.statements[at]));
-        let Some(name) = to.or(from).map(|statement| format!("{field}.Statement[{}]", statement.name)) else {
+        let (from, to) =
+            (pair.0.map(|at| &old.statements[at]), pair.1.map(|at| &new.statements[at]));
+        let Some(name) =
+            to.or(from).map(|statement| format!("{field}.Statement[{}]", statement.name))
+        else {
             continue;
         };
         match (from, to) {
@@ -45,13 +57,18 @@ pub(super) fn policy_changes(kind: Kind, field: &str, from: Option<&Value>, to: 
 
 /// Returns the changes of a lifecycle policy's rules. Rules are matched by their priority.
 pub(super) fn lifecycle_changes(field: &str, from: &Value, to: &Value) -> Vec<FieldChange> {
-    let (Ok(old), Ok(new)) = (lifecycle::Policy::from_value(from), lifecycle::Policy::from_value(to)) else {
+    let (Ok(old), Ok(new)) =
+        (lifecycle::Policy::from_value(from), lifecycle::Policy::from_value(to))
+    else {
         return value_changes(field, from, to);
     };
-    let priorities: BTreeSet<u32> = old.rules().iter().chain(new.rules()).map(|rule| rule.priority).collect();
+    let priorities: BTreeSet<u32> =
+        old.rules().iter().chain(new.rules()).map(|rule| rule.priority).collect();
     let mut changes = Vec::new();
     for priority in priorities {
-        let rule = |policy: &lifecycle::Policy| policy.rules().iter().find(|rule| rule.priority == priority).cloned();
+        let rule = |policy: &lifecycle::Policy| {
+            policy.rules().iter().find(|rule| rule.priority == priority).cloned()
+        };
         let name = format!("{field}.rules[rulePriority={priority}]");
         match (rule(&old), rule(&new)) {
             (Some(from), Some(to)) => {
@@ -76,14 +93,22 @@ fn value_changes(field: &str, from: &Value, to: &Value) -> Vec<FieldChange> {
             let member = |name: &String| match (old.get(name), new.get(name)) {
                 (Some(from), Some(to)) => value_changes(&format!("{field}.{name}"), from, to),
                 (from, to) => {
-                    vec![change(&format!("{field}.{name}"), from.map(Value::to_string), to.map(Value::to_string))]
+                    vec![change(
+                        &format!("{field}.{name}"),
+                        from.map(Value::to_string),
+                        to.map(Value::to_string),
+                    )]
                 }
             };
             names.into_iter().flat_map(member).collect()
         }
         (Value::Array(old), Value::Array(new)) if old.len() == new.len() => {
             let entries = old.iter().zip(new).enumerate();
-            entries.flat_map(|(index, (from, to))| value_changes(&format!("{field}[{index}]"), from, to)).collect()
+            entries
+                .flat_map(|(index, (from, to))| {
+                    value_changes(&format!("{field}[{index}]"), from, to)
+                })
+                .collect()
         }
         (from, to) => vec![change(field, Some(from.to_string()), Some(to.to_string()))],
     }
@@ -113,8 +138,11 @@ impl Statements {
             statement => vec![statement.clone()],
         };
         let statements = written.into_iter().enumerate().map(|(index, written)| {
-            let alone = Policy::from_value(kind, &json!({ "Statement": [&written] })).ok()?.to_document();
-            let name = written["Sid"].as_str().map_or_else(|| index.to_string(), |sid| format!("Sid={sid}"));
+            let alone =
+                Policy::from_value(kind, &json!({ "Statement": [&written] })).ok()?.to_document();
+            let name = written["Sid"]
+                .as_str()
+                .map_or_else(|| index.to_string(), |sid| format!("Sid={sid}"));
             Some(Statement { name, canonical: alone["Statement"][0].as_object()?.clone(), written })
         });
         Some(Self { policy, statements: statements.collect::<Option<_>>()? })
@@ -136,7 +164,8 @@ fn pair(old: &[Statement], new: &[Statement]) -> Vec<(Option<usize>, Option<usiz
     }
     unpaired.retain(|at| {
         let sid = new[*at].canonical.get("Sid");
-        let same = sid.and_then(|sid| take(&mut left, &|other| other.canonical.get("Sid") == Some(sid)));
+        let same =
+            sid.and_then(|sid| take(&mut left, &|other| other.canonical.get("Sid") == Some(sid)));
         pairs.extend(same.map(|same| (Some(same), Some(*at))));
         same.is_none()
     });
@@ -146,7 +175,8 @@ fn pair(old: &[Statement], new: &[Statement]) -> Vec<(Option<usize>, Option<usiz
             new[at].canonical.iter().filter(|(name, value)| other.get(*name) == Some(value)).count()
         };
         // Nearly all have the same Effect, so one equal member is not enough.
-        let most_similar = left.iter().copied().max_by_key(similarity).filter(|other| similarity(other) > 1);
+        let most_similar =
+            left.iter().copied().max_by_key(similarity).filter(|other| similarity(other) > 1);
         left.retain(|other| Some(*other) != most_similar);
         pairs.push((most_similar, Some(at)));
     }
@@ -158,9 +188,15 @@ fn pair(old: &[Statement], new: &[Statement]) -> Vec<(Option<usize>, Option<usiz
 /// Returns the members of a statement whose meaning changed, as they are written.
 fn statement_changes(name: &str, from: &Statement, to: &Statement) -> Vec<FieldChange> {
     let members: BTreeSet<&String> = from.canonical.keys().chain(to.canonical.keys()).collect();
-    let different = members.into_iter().filter(|member| from.canonical.get(*member) != to.canonical.get(*member));
-    let text = |statement: &Statement, member: &String| statement.written.get(member).map(Value::to_string);
-    different.map(|member| change(&format!("{name}.{member}"), text(from, member), text(to, member))).collect()
+    let different = members
+        .into_iter()
+        .filter(|member| from.canonical.get(*member) != to.canonical.get(*member));
+    let text = |statement: &Statement, member: &String| {
+        statement.written.get(member).map(Value::to_string)
+    };
+    different
+        .map(|member| change(&format!("{name}.{member}"), text(from, member), text(to, member)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -179,7 +215,8 @@ mod tests {
     }
 
     fn statement(sid: Option<&str>, principal: &str, actions: &[&str]) -> Value {
-        let mut statement = json!({ "Effect": "Allow", "Principal": { "AWS": principal }, "Action": actions });
+        let mut statement =
+            json!({ "Effect": "Allow", "Principal": { "AWS": principal }, "Action": actions });
         if let Some(sid) = sid {
             statement["Sid"] = sid.into();
         }
@@ -193,7 +230,8 @@ mod tests {
     #[test]
     fn the_changed_member_of_the_changed_statement_is_shown() {
         let ci = |actions: &[&str]| statement(Some("ci"), "111111111111", actions);
-        let (plain, other) = (statement(None, "222222222222", &["ecr:PutImage"]), statement(None, "*", &["ecr:*"]));
+        let (plain, other) =
+            (statement(None, "222222222222", &["ecr:PutImage"]), statement(None, "*", &["ecr:*"]));
         let from = document(&[plain.clone(), ci(&["ecr:BatchGetImage"])]);
         for (to, expected) in [
             (
@@ -203,8 +241,13 @@ mod tests {
                 ],
             ),
             (
-                document(&[statement(None, "333333333333", &["ecr:PutImage"]), ci(&["ecr:BatchGetImage"])]),
-                vec![r#"repositoryPolicy.Statement[0].Principal: {"AWS":"222222222222"} -> {"AWS":"333333333333"}"#],
+                document(&[
+                    statement(None, "333333333333", &["ecr:PutImage"]),
+                    ci(&["ecr:BatchGetImage"]),
+                ]),
+                vec![
+                    r#"repositoryPolicy.Statement[0].Principal: {"AWS":"222222222222"} -> {"AWS":"333333333333"}"#,
+                ],
             ),
             (
                 document(&[ci(&["ecr:BatchGetImage"])]),
@@ -214,11 +257,16 @@ mod tests {
             ),
             (
                 document(&[plain.clone(), other, ci(&["ecr:BatchGetImage"])]),
-                vec![r#"repositoryPolicy.Statement[1]: {"Action":["ecr:*"],"Effect":"Allow","Principal":{"AWS":"*"}}"#],
+                vec![
+                    r#"repositoryPolicy.Statement[1]: {"Action":["ecr:*"],"Effect":"Allow","Principal":{"AWS":"*"}}"#,
+                ],
             ),
             (
                 json!({ "Id": "x", "Statement": [plain, ci(&["ecr:BatchGetImage"])] }),
-                vec![r#"repositoryPolicy.Version: "2012-10-17" -> "2008-10-17""#, r#"repositoryPolicy.Id: "x""#],
+                vec![
+                    r#"repositoryPolicy.Version: "2012-10-17" -> "2008-10-17""#,
+                    r#"repositoryPolicy.Id: "x""#,
+                ],
             ),
         ] {
             assert_eq!(repository_policy(&from, &to), expected);
@@ -254,7 +302,10 @@ mod tests {
             &json!({ "Statement": [], "New": { "a": 1, "b": "1", "c": [1, 2] } }),
             &json!({ "Statement": [], "New": { "a": "1", "b": "1", "c": [1] } }),
         );
-        assert_eq!(changes, [r#"repositoryPolicy.New.a: 1 -> "1""#, "repositoryPolicy.New.c: [1,2] -> [1]"]);
+        assert_eq!(
+            changes,
+            [r#"repositoryPolicy.New.a: 1 -> "1""#, "repositoryPolicy.New.c: [1,2] -> [1]"]
+        );
     }
 
     #[test]
@@ -266,7 +317,9 @@ mod tests {
                 "Action": many.chain(more.iter().map(|it| (*it).to_owned())).collect::<Vec<_>>(),
             })])
         };
-        let [line] = &repository_policy(&actions(&[]), &actions(&["ecr:PutImage"]))[..] else { panic!("one change") };
+        let [line] = &repository_policy(&actions(&[]), &actions(&["ecr:PutImage"]))[..] else {
+            panic!("one change")
+        };
         assert_eq!(
             line,
             r#"repositoryPolicy.Statement[0].Action: …","ecr:Action59"] -> …","ecr:Action59","ecr:PutImage"]"#
@@ -274,8 +327,12 @@ mod tests {
     }
 
     fn any_policy() -> impl Strategy<Value = Value> {
-        let statement =
-            ("[ab]?", "[12]", proptest::sample::subsequence(vec!["ecr:a", "ecr:B", "ecr:*"], 1..3), any::<bool>());
+        let statement = (
+            "[ab]?",
+            "[12]",
+            proptest::sample::subsequence(vec!["ecr:a", "ecr:B", "ecr:*"], 1..3),
+            any::<bool>(),
+        );
         let statements = proptest::collection::vec(statement, 1..4);
         (statements, proptest::bool::weighted(0.1)).prop_map(|(statements, unknown)| {
             let statements = statements.into_iter().map(|(sid, account, actions, allow)| {

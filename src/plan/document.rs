@@ -66,7 +66,11 @@ pub fn merge<K: Ord + Clone, V: Clone + PartialEq>(
         for (key, value) in &author.desired {
             match owned.get(key) {
                 Some((owner, theirs)) => {
-                    conflicts.push(EntryConflict { key: key.clone(), owner: *owner, agrees: *theirs == value });
+                    conflicts.push(EntryConflict {
+                        key: key.clone(),
+                        owner: *owner,
+                        agrees: *theirs == value,
+                    });
                 }
                 None => {
                     owned.insert(key, (index, value));
@@ -81,7 +85,9 @@ pub fn merge<K: Ord + Clone, V: Clone + PartialEq>(
     let mut document = Vec::new();
     for (key, value) in current {
         match owned.get(key) {
-            Some((_, value)) if written.insert(key) => document.push((key.clone(), (*value).clone())),
+            Some((_, value)) if written.insert(key) => {
+                document.push((key.clone(), (*value).clone()))
+            }
             Some(_) => {}
             None if recorded.contains(key) => {}
             None => document.push((key.clone(), value.clone())),
@@ -93,8 +99,11 @@ pub fn merge<K: Ord + Clone, V: Clone + PartialEq>(
     });
     document.extend(new);
     let results = results.into_iter().enumerate().map(|(index, (conflicts, author))| {
-        let applied: BTreeSet<K> =
-            owned.iter().filter(|(_, (owner, _))| *owner == index).map(|(key, _)| (*key).clone()).collect();
+        let applied: BTreeSet<K> = owned
+            .iter()
+            .filter(|(_, (owner, _))| *owner == index)
+            .map(|(key, _)| (*key).clone())
+            .collect();
         let to_record = applied.union(&author.last_applied).cloned().collect();
         AuthorResult { to_record, applied, conflicts }
     });
@@ -127,7 +136,9 @@ mod tests {
     /// The authors after a write whose results they stored.
     fn settled(authors: &[Author<u8, u8>], merged: &MergedDocument<u8, u8>) -> Vec<Author<u8, u8>> {
         let pairs = authors.iter().zip(&merged.authors);
-        pairs.map(|(it, result)| Author { last_applied: result.applied.clone(), ..it.clone() }).collect()
+        pairs
+            .map(|(it, result)| Author { last_applied: result.applied.clone(), ..it.clone() })
+            .collect()
     }
 
     fn positions(document: &[(u8, u8)], keys: &BTreeSet<u8>) -> Vec<u8> {
@@ -237,7 +248,8 @@ mod tests {
 
     #[test]
     fn a_changed_entry_is_replaced_in_its_place() {
-        let author = Author { desired: vec![("b", 2), ("d", 4)], last_applied: BTreeSet::from(["a", "b"]) };
+        let author =
+            Author { desired: vec![("b", 2), ("d", 4)], last_applied: BTreeSet::from(["a", "b"]) };
         let merged = merge(&[("a", 1), ("b", 1), ("c", 3)], &[author]);
         assert_eq!(merged.document, [("b", 2), ("c", 3), ("d", 4)]);
         assert_eq!(merged.authors[0].to_record, BTreeSet::from(["a", "b", "d"]));

@@ -24,10 +24,14 @@ impl FieldChange {
     pub fn sides(&self) -> (Option<String>, Option<String>) {
         let (from, to) = (self.from.as_deref().map(visible), self.to.as_deref().map(visible));
         let common = match (&from, &to) {
-            (Some(from), Some(to)) => from.chars().zip(to.chars()).take_while(|(from, to)| from == to).count(),
+            (Some(from), Some(to)) => {
+                from.chars().zip(to.chars()).take_while(|(from, to)| from == to).count()
+            }
             _ => 0,
         };
-        let is_long = |side: &Option<String>| side.as_ref().is_some_and(|side| side.chars().count() > MAX_SHOWN);
+        let is_long = |side: &Option<String>| {
+            side.as_ref().is_some_and(|side| side.chars().count() > MAX_SHOWN)
+        };
         let start = if is_long(&from) || is_long(&to) { common.saturating_sub(CONTEXT) } else { 0 };
         (from.map(|from| cut(&from, start)), to.map(|to| cut(&to, start)))
     }
@@ -41,7 +45,11 @@ const CONTEXT: usize = 16;
 /// Quotes a text whose beginning or end would not be visible.
 fn visible(text: &str) -> String {
     let hidden = |c: char| c.is_control() || c.is_whitespace() && c != ' ';
-    if text.trim() != text || text.is_empty() || text.contains(hidden) { format!("{text:?}") } else { text.to_owned() }
+    if text.trim() != text || text.is_empty() || text.contains(hidden) {
+        format!("{text:?}")
+    } else {
+        text.to_owned()
+    }
 }
 
 /// Skips the first `start` characters, and cuts the rest at [`MAX_SHOWN`].

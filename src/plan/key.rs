@@ -103,6 +103,9 @@ mod tests {
     fn a_key_is_written_as_its_kind_and_its_name() {
         let json = |key: ObjectKey| serde_json::to_string(&key).unwrap();
         assert_eq!(json(ObjectKey::Repository("a1".parse().unwrap())), r#"{"repository":"a1"}"#);
-        assert_eq!(json(ObjectKey::PullThroughCacheRule("hub".into())), r#"{"pullThroughCacheRule":"hub"}"#);
+        assert_eq!(
+            json(ObjectKey::PullThroughCacheRule("hub".into())),
+            r#"{"pullThroughCacheRule":"hub"}"#
+        );
     }
 }

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 
 use super::context::PlanContext;
 use super::lifecycle_policy::LifecyclePolicyKind;
-use super::model::{DesiredLifecyclePolicy, DesiredRepository, Observations, ObservedRepository, Refused};
+use super::model::{
+    DesiredLifecyclePolicy, DesiredRepository, Observations, ObservedRepository, Refused,
+};
 use super::ownership::LifecycleOwner;
 use super::repository::{RepositoryCall, RepositoryKind};
 use super::resources::ManifestInput;
@@ -97,7 +99,8 @@ macro_rules! kinds {
 /// policies, then releases and deletions. The plan changes nothing whose tags record another owner.
 pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     let mut context = PlanContext::new(desired, observed);
-    let mut plan = Plan { refused: desired.refused.clone(), notes: desired.notes.clone(), ..Plan::default() };
+    let mut plan =
+        Plan { refused: desired.refused.clone(), notes: desired.notes.clone(), ..Plan::default() };
     plan_kinds(&mut context, &mut plan);
     let mut released = release_kinds(&context);
     // The sort is stable: of one object, a kind that depends on another is released before it.

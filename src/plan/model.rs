@@ -211,8 +211,18 @@ pub enum ErrorKind {
 impl ErrorKind {
     /// Returns whether the error is independent of the request: the registry is at fault, or cannot be called.
     pub fn is_server_fault(self) -> bool {
-        use ErrorKind::{CredentialsUnavailable, ServerFault, ServiceUnavailable, Unavailable, UnexpectedResponse};
-        matches!(self, Unavailable | UnexpectedResponse | ServiceUnavailable | ServerFault | CredentialsUnavailable)
+        use ErrorKind::{
+            CredentialsUnavailable, ServerFault, ServiceUnavailable, Unavailable,
+            UnexpectedResponse,
+        };
+        matches!(
+            self,
+            Unavailable
+                | UnexpectedResponse
+                | ServiceUnavailable
+                | ServerFault
+                | CredentialsUnavailable
+        )
     }
 }
 

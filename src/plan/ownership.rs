@@ -78,18 +78,32 @@ impl std::fmt::Display for OnRemoval {
 impl Owner {
     /// Returns this resource of this identity as an owner.
     pub fn new(cluster: &str, object: &Object) -> Self {
-        Self { cluster: cluster.to_owned(), namespace: object.namespace.clone(), name: object.name.clone() }
+        Self {
+            cluster: cluster.to_owned(),
+            namespace: object.namespace.clone(),
+            name: object.name.clone(),
+        }
     }
 
     /// Returns the Repository in its own cluster.
     pub fn object(&self) -> Object {
-        Object { kind: repository::KIND, namespace: self.namespace.clone(), name: self.name.clone() }
+        Object {
+            kind: repository::KIND,
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+        }
     }
 }
 
 impl std::fmt::Display for Owner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Repository {}/{} of {}", self.namespace, self.name, identity::describe(&self.cluster))
+        write!(
+            f,
+            "Repository {}/{} of {}",
+            self.namespace,
+            self.name,
+            identity::describe(&self.cluster)
+        )
     }
 }
 
@@ -201,7 +215,8 @@ const LONGEST_NAME_IN_FILE_MODE: usize = LONGEST_NAME - 6 - identity::LONGEST_SE
 /// Returns a LifecyclePolicy's name, shortened to fit into a tag with this identity.
 fn short<'a>(cluster: &str, name: &'a str) -> Cow<'a, str> {
     const HASH: usize = 16;
-    let longest = if identity::is_file_mode(cluster) { LONGEST_NAME_IN_FILE_MODE } else { LONGEST_NAME };
+    let longest =
+        if identity::is_file_mode(cluster) { LONGEST_NAME_IN_FILE_MODE } else { LONGEST_NAME };
     match name.get(..longest - HASH - 1) {
         Some(head) if name.len() > longest => format!("{head}={}", hash(name, HASH)).into(),
         _ => name.into(),
@@ -216,7 +231,13 @@ impl LifecycleOwner {
     /// Returns this resource of this identity as an owner.
     pub fn new(cluster: &str, object: &Object, delete: bool) -> Self {
         let name = short(cluster, &object.name).into_owned();
-        Self { cluster: cluster.to_owned(), namespace: object.namespace.clone(), name, delete, by_operator: false }
+        Self {
+            cluster: cluster.to_owned(),
+            namespace: object.namespace.clone(),
+            name,
+            delete,
+            by_operator: false,
+        }
     }
 
     /// Reads only the tag with the lifecycle policy's owner.
@@ -227,7 +248,8 @@ impl LifecycleOwner {
     fn render(&self) -> String {
         let Self { cluster, namespace, name, delete, by_operator } = self;
         let words = [(*by_operator, BY_OPERATOR), (*delete, DELETE)];
-        let words: String = words.into_iter().filter(|(says, _)| *says).map(|(_, word)| word).collect();
+        let words: String =
+            words.into_iter().filter(|(says, _)| *says).map(|(_, word)| word).collect();
         format!("{cluster}/{namespace}/{name}{words}")
     }
 
@@ -239,7 +261,13 @@ impl LifecycleOwner {
         let (text, delete) = says(text, DELETE);
         let (text, by_operator) = says(text, BY_OPERATOR);
         let mut parts = text.splitn(3, '/').map(str::to_owned);
-        Some(Self { cluster: parts.next()?, namespace: parts.next()?, name: parts.next()?, delete, by_operator })
+        Some(Self {
+            cluster: parts.next()?,
+            namespace: parts.next()?,
+            name: parts.next()?,
+            delete,
+            by_operator,
+        })
     }
 
     /// Returns whether it is this identity's LifecyclePolicy of this name, from any set of manifests.
@@ -254,13 +282,23 @@ impl LifecycleOwner {
 
     /// Returns the LifecyclePolicy in its own cluster, with the name as the tag has it.
     pub fn object(&self) -> Object {
-        Object { kind: lifecycle_policy::KIND, namespace: self.namespace.clone(), name: self.name.clone() }
+        Object {
+            kind: lifecycle_policy::KIND,
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+        }
     }
 }
 
 impl std::fmt::Display for LifecycleOwner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "LifecyclePolicy {}/{} of {}", self.namespace, self.name, identity::describe(&self.cluster))
+        write!(
+            f,
+            "LifecyclePolicy {}/{} of {}",
+            self.namespace,
+            self.name,
+            identity::describe(&self.cluster)
+        )
     }
 }
 
@@ -290,7 +328,9 @@ impl Ownership {
     pub fn read(tags: &BTreeMap<String, String>) -> Self {
         let text = |key| tags.get(key).cloned();
         let owner = match (text(CLUSTER), text(NAMESPACE), text(NAME)) {
-            (Some(cluster), Some(namespace), Some(name)) => Some(Owner { cluster, namespace, name }),
+            (Some(cluster), Some(namespace), Some(name)) => {
+                Some(Owner { cluster, namespace, name })
+            }
             _ => None,
         };
         Self {
@@ -376,7 +416,8 @@ mod tests {
 
     #[test]
     fn two_long_names_with_the_same_head_are_two_owners() {
-        let long = |end: &str| object("LifecyclePolicy", "team", &format!("{}{end}", "a".repeat(200)));
+        let long =
+            |end: &str| object("LifecyclePolicy", "team", &format!("{}{end}", "a".repeat(200)));
         assert!(LifecycleOwner::new("local", &long("x"), false).is("local", &long("x")));
         assert!(!LifecycleOwner::new("local", &long("x"), false).is("local", &long("y")));
     }

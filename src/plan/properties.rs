@@ -25,7 +25,10 @@ fn execute(registry: &mut Observed, step: &Step, call: &Call) {
     let name = step.repository().cloned().expect("a step that calls for a repository names it");
     let arn = format!("arn:aws:ecr:local-1:000000000000:repository/{name}");
     if let Some(created) = ObservedRepository::created(arn, call) {
-        assert!(registry.repositories.found.insert(name, created).is_none(), "RepositoryAlreadyExistsException");
+        assert!(
+            registry.repositories.found.insert(name, created).is_none(),
+            "RepositoryAlreadyExistsException"
+        );
         return;
     }
     if let RepositoryCall::DeleteRepository { force: _ } = call {
@@ -35,8 +38,12 @@ fn execute(registry: &mut Observed, step: &Step, call: &Call) {
     let found = registry.repositories.found.get_mut(&name).expect("RepositoryNotFoundException");
     match call {
         RepositoryCall::TagResource(tags) => assert!(!tags.is_empty(), "InvalidParameterException"),
-        RepositoryCall::UntagResource(keys) => assert!(!keys.is_empty(), "InvalidParameterException"),
-        RepositoryCall::DeleteRepositoryPolicy => assert!(found.policy.is_some(), "RepositoryPolicyNotFoundException"),
+        RepositoryCall::UntagResource(keys) => {
+            assert!(!keys.is_empty(), "InvalidParameterException")
+        }
+        RepositoryCall::DeleteRepositoryPolicy => {
+            assert!(found.policy.is_some(), "RepositoryPolicyNotFoundException")
+        }
         RepositoryCall::DeleteLifecyclePolicy => {
             assert!(found.lifecycle_policy.is_some(), "LifecyclePolicyNotFoundException")
         }
@@ -44,7 +51,10 @@ fn execute(registry: &mut Observed, step: &Step, call: &Call) {
     }
     found.simulate(call);
     assert!(found.tags.len() <= MAX_TAGS, "TooManyTagsException");
-    assert!(found.tags.values().all(|value| value.chars().count() <= 256), "InvalidTagParameterException");
+    assert!(
+        found.tags.values().all(|value| value.chars().count() <= 256),
+        "InvalidTagParameterException"
+    );
 }
 
 fn execute_settings(settings: &mut ObservedSettings, call: &SettingsCall) {
@@ -52,11 +62,18 @@ fn execute_settings(settings: &mut ObservedSettings, call: &SettingsCall) {
         SettingsCall::PutAccountSetting { name, value } => {
             settings.account_settings.as_mut().unwrap().insert(name.clone(), value.clone());
         }
-        SettingsCall::PutRegistryPolicy(text) => settings.policy = Ok(Some(serde_json::from_str(text).unwrap())),
-        SettingsCall::DeleteRegistryPolicy => {
-            assert!(settings.policy.as_mut().unwrap().take().is_some(), "RegistryPolicyNotFoundException");
+        SettingsCall::PutRegistryPolicy(text) => {
+            settings.policy = Ok(Some(serde_json::from_str(text).unwrap()))
         }
-        SettingsCall::PutRegistryScanningConfiguration(to) => settings.scanning_configuration = Ok(to.clone()),
+        SettingsCall::DeleteRegistryPolicy => {
+            assert!(
+                settings.policy.as_mut().unwrap().take().is_some(),
+                "RegistryPolicyNotFoundException"
+            );
+        }
+        SettingsCall::PutRegistryScanningConfiguration(to) => {
+            settings.scanning_configuration = Ok(to.clone())
+        }
     }
 }
 
@@ -94,14 +111,21 @@ fn lifecycle_document(index: usize) -> Value {
 fn tag_mutability() -> impl Strategy<Value = TagMutability> {
     (0..4usize, 1..4usize).prop_map(|(mode, filters)| {
         let mode = Mutability::ALL[mode];
-        let exclusions =
-            if mode.has_exclusions() { (0..filters).map(|it| format!("v{it}*")).collect() } else { vec![] };
+        let exclusions = if mode.has_exclusions() {
+            (0..filters).map(|it| format!("v{it}*")).collect()
+        } else {
+            vec![]
+        };
         TagMutability { mode, exclusions }
     })
 }
 
 fn tags(prefix: &'static str) -> impl Strategy<Value = BTreeMap<String, String>> {
-    proptest::collection::btree_map((0..3usize).prop_map(move |it| format!("{prefix}{it}")), "[a-b]", 0..3)
+    proptest::collection::btree_map(
+        (0..3usize).prop_map(move |it| format!("{prefix}{it}")),
+        "[a-b]",
+        0..3,
+    )
 }
 
 fn management() -> impl Strategy<Value = Management> {
@@ -123,7 +147,11 @@ fn on_removal() -> impl Strategy<Value = OnRemoval> {
 
 /// A resource of one of two namespaces, mostly of the first.
 fn object(kind: &'static str, letter: char, index: usize, other: bool) -> Object {
-    Object { kind, namespace: if other { "other" } else { "team" }.to_owned(), name: format!("{letter}{index}") }
+    Object {
+        kind,
+        namespace: if other { "other" } else { "team" }.to_owned(),
+        name: format!("{letter}{index}"),
+    }
 }
 
 fn desired_repository() -> impl Strategy<Value = DesiredRepository> {
@@ -132,7 +160,10 @@ fn desired_repository() -> impl Strategy<Value = DesiredRepository> {
         proptest::option::of(tag_mutability()),
         proptest::option::of(any::<bool>()),
         proptest::option::of((0..3usize).prop_map(policy_document)),
-        proptest::option::weighted(0.2, prop_oneof![Just("AES256".to_owned()), Just("KMS".to_owned())]),
+        proptest::option::weighted(
+            0.2,
+            prop_oneof![Just("AES256".to_owned()), Just("KMS".to_owned())],
+        ),
         tags("mine."),
         (management(), adoption(), on_removal()),
     );
@@ -207,16 +238,24 @@ fn registry_policy() -> impl Strategy<Value = Option<Option<Value>>> {
 fn scanning_configuration() -> impl Strategy<Value = ScanningConfiguration> {
     let filters = || proptest::collection::vec("[a-c]", 0..3);
     (any::<bool>(), filters(), filters()).prop_map(|(enhanced, on_push, continuous)| {
-        let mut rules = vec![ScanningRule { scan_frequency: ScanFrequency::ScanOnPush, filters: on_push }];
+        let mut rules =
+            vec![ScanningRule { scan_frequency: ScanFrequency::ScanOnPush, filters: on_push }];
         if enhanced {
-            rules.insert(0, ScanningRule { scan_frequency: ScanFrequency::ContinuousScan, filters: continuous });
+            rules.insert(
+                0,
+                ScanningRule { scan_frequency: ScanFrequency::ContinuousScan, filters: continuous },
+            );
         }
-        ScanningConfiguration { scan_type: if enhanced { ScanType::Enhanced } else { ScanType::Basic }, rules }
+        ScanningConfiguration {
+            scan_type: if enhanced { ScanType::Enhanced } else { ScanType::Basic },
+            rules,
+        }
     })
 }
 
 fn wanted(cluster: &'static str) -> impl Strategy<Value = Desired> {
-    let waiting = proptest::collection::vec((any::<bool>(), 0..6usize, proptest::bool::weighted(0.3)), 0..2);
+    let waiting =
+        proptest::collection::vec((any::<bool>(), 0..6usize, proptest::bool::weighted(0.3)), 0..2);
     let settings = proptest::collection::btree_map("[A-B]", "[a-b]", 0..2);
     let repositories = proptest::collection::vec(desired_repository(), 0..6);
     let policies = proptest::collection::vec(desired_lifecycle_policy(), 0..4);
@@ -225,13 +264,15 @@ fn wanted(cluster: &'static str) -> impl Strategy<Value = Desired> {
         move |(mut repositories, mut lifecycle_policies, waiting, settings)| {
             let (account_settings, policy, scanning_configuration) = settings;
             let refused = waiting.into_iter().map(|(repository, index, other)| {
-                let (kind, letter) = if repository { ("Repository", 'r') } else { ("LifecyclePolicy", 'p') };
+                let (kind, letter) =
+                    if repository { ("Repository", 'r') } else { ("LifecyclePolicy", 'p') };
                 let object = object(kind, letter, index, other);
                 Refused::new(&object, Reason::NotAllowed, String::new())
             });
             let refused: Vec<Refused> = refused.collect();
             // A folder declares each resource once.
-            let mut declared: BTreeSet<Object> = refused.iter().map(|refused| refused.object.clone()).collect();
+            let mut declared: BTreeSet<Object> =
+                refused.iter().map(|refused| refused.object.clone()).collect();
             repositories.retain(|it| declared.insert(it.object.clone()));
             lifecycle_policies.retain(|it| declared.insert(it.object.clone()));
             Desired {

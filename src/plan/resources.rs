@@ -71,7 +71,8 @@ resources! {
 impl Resources<'_> {
     /// Returns the labels of a namespace: the known ones, and the one that Kubernetes gives every namespace.
     pub fn namespace_labels(&self, namespace: &str) -> BTreeMap<String, String> {
-        let mut labels = self.namespaces.get(namespace).map(|labels| (*labels).clone()).unwrap_or_default();
+        let mut labels =
+            self.namespaces.get(namespace).map(|labels| (*labels).clone()).unwrap_or_default();
         labels.insert("kubernetes.io/metadata.name".to_owned(), namespace.to_owned());
         labels
     }
@@ -100,7 +101,8 @@ mod tests {
     #[test]
     fn every_namespace_has_its_name_as_a_label() {
         let labels = BTreeMap::from([("tier".to_owned(), "prod".to_owned())]);
-        let resources = Resources { namespaces: BTreeMap::from([("team", &labels)]), ..Resources::default() };
+        let resources =
+            Resources { namespaces: BTreeMap::from([("team", &labels)]), ..Resources::default() };
         assert_eq!(resources.namespace_labels("team")["tier"], "prod");
         assert_eq!(resources.namespace_labels("team")["kubernetes.io/metadata.name"], "team");
         assert_eq!(resources.namespace_labels("other")["kubernetes.io/metadata.name"], "other");

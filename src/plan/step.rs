@@ -59,7 +59,8 @@ pub enum Action {
 
 impl Action {
     /// Every action, in the order in which a summary counts them.
-    pub const ALL: [Self; 6] = [Self::Create, Self::Adopt, Self::Update, Self::Preview, Self::Retain, Self::Delete];
+    pub const ALL: [Self; 6] =
+        [Self::Create, Self::Adopt, Self::Update, Self::Preview, Self::Retain, Self::Delete];
 
     /// Returns the action's name in text and JSON.
     pub fn as_str(self) -> &'static str {
@@ -146,7 +147,8 @@ impl Plan {
     /// a repository that its selector no longer chooses.
     #[must_use]
     pub fn take_orphans(&mut self, desired: &Desired) -> Vec<Step> {
-        let declared: BTreeSet<&RepositoryName> = desired.repositories.iter().map(|it| &it.name).collect();
+        let declared: BTreeSet<&RepositoryName> =
+            desired.repositories.iter().map(|it| &it.name).collect();
         let is_orphan = |step: &Step| {
             let gives_up = desired.declared.contains(&step.object)
                 && (step.object.kind == repository::KIND
@@ -161,7 +163,11 @@ impl Plan {
     /// Returns the number of steps of each action that the plan has.
     pub fn counts(&self) -> Vec<(Action, usize)> {
         let count = |action| self.steps.iter().filter(|step| step.action == action).count();
-        Action::ALL.into_iter().map(|action| (action, count(action))).filter(|(_, count)| *count > 0).collect()
+        Action::ALL
+            .into_iter()
+            .map(|action| (action, count(action)))
+            .filter(|(_, count)| *count > 0)
+            .collect()
     }
 }
 
@@ -189,8 +195,11 @@ impl fmt::Display for Plan {
         if self.steps.is_empty() {
             return write!(f, "Nothing to change.");
         }
-        let counts: Vec<String> =
-            self.counts().into_iter().map(|(action, count)| format!("{count} to {}", action.as_str())).collect();
+        let counts: Vec<String> = self
+            .counts()
+            .into_iter()
+            .map(|(action, count)| format!("{count} to {}", action.as_str()))
+            .collect();
         write!(f, "{}.", counts.join(", "))
     }
 }

@@ -64,7 +64,12 @@ fn found(name: &str, tags: &[(&str, &str)]) -> (RepositoryName, ObservedReposito
     (name.parse().unwrap(), found)
 }
 
-fn owned(cluster: &str, name: &str, manages: &str, more: &[(&str, &str)]) -> (RepositoryName, ObservedRepository) {
+fn owned(
+    cluster: &str,
+    name: &str,
+    manages: &str,
+    more: &[(&str, &str)],
+) -> (RepositoryName, ObservedRepository) {
     let mut tags = vec![
         ("wharfage.dev/cluster", cluster),
         ("wharfage.dev/namespace", "shop"),
@@ -78,7 +83,10 @@ fn owned(cluster: &str, name: &str, manages: &str, more: &[(&str, &str)]) -> (Re
 fn observed() -> Observed {
     Observed {
         settings: ObservedSettings {
-            account_settings: Ok(BTreeMap::from([("BLOB_MOUNTING".to_owned(), "DISABLED".to_owned())])),
+            account_settings: Ok(BTreeMap::from([(
+                "BLOB_MOUNTING".to_owned(),
+                "DISABLED".to_owned(),
+            )])),
             ..ObservedSettings::default()
         },
         repositories: [
@@ -208,8 +216,12 @@ fn a_policy_that_the_operator_enforces_is_deleted_in_the_registry() {
         let (name, mut found) = owned("local", "ours", "r:", tags);
         found.tags.insert("team".to_owned(), "web".to_owned());
         found.lifecycle_policy = put.then(|| document.clone());
-        let observed = Observed { repositories: [(name, found)].into_iter().collect(), ..Observed::default() };
-        let steps = plan(&desired, &observed).steps.into_iter().filter(|it| it.object.kind == "LifecyclePolicy");
+        let observed =
+            Observed { repositories: [(name, found)].into_iter().collect(), ..Observed::default() };
+        let steps = plan(&desired, &observed)
+            .steps
+            .into_iter()
+            .filter(|it| it.object.kind == "LifecyclePolicy");
         steps.map(|it| (it.to_string(), it.calls)).collect::<Vec<_>>()
     };
     let tagged = Call::from(RepositoryCall::TagResource(BTreeMap::from([(
@@ -280,9 +292,11 @@ spec: {{registryRef: {{name: home}}, repositoryRef: {{name: x}}, {policy}, rules
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("all.yaml"), yaml).unwrap();
     let manifests = wharfage_manifests::load(folder.path()).unwrap();
-    let (name, mut found) = owned("local", "payments/api", "r:", &[("wharfage.dev/namespace", "payments")]);
+    let (name, mut found) =
+        owned("local", "payments/api", "r:", &[("wharfage.dev/namespace", "payments")]);
     found.tags.insert("wharfage.dev/name".to_owned(), "api".to_owned());
-    let observed = Observed { repositories: [(name, found)].into_iter().collect(), ..Observed::default() };
+    let observed =
+        Observed { repositories: [(name, found)].into_iter().collect(), ..Observed::default() };
     plan(&desired_in_cluster(&manifests, &manifests.registries[0].resource, "local"), &observed)
 }
 
@@ -290,19 +304,26 @@ const RULE: &str = "{rulePriority: 1, selection: {tagStatus: any, countType: ima
 
 #[test]
 fn a_policy_does_not_reach_into_another_namespace() {
-    let borders =
-        ["", ", allowedNamespaces: [{selector: {matchLabels: {team: payments}}, repositoryPrefixes: [payments/]}]"];
+    let borders = [
+        "",
+        ", allowedNamespaces: [{selector: {matchLabels: {team: payments}}, repositoryPrefixes: [payments/]}]",
+    ];
     let policies = [
         "mode: Enforce",
         "mode: Preview",
         "mode: Enforce, inUseProtection: {enabled: true}",
         "mode: Enforce, managementPolicy: Observe",
     ];
-    for (border, policy) in borders.into_iter().flat_map(|border| policies.map(|policy| (border, policy))) {
+    for (border, policy) in
+        borders.into_iter().flat_map(|border| policies.map(|policy| (border, policy)))
+    {
         let plan = across_namespaces(border, policy, "");
         assert!(plan.is_empty(), "{border}, {policy}: {plan}");
         let refused = plan.refused.iter().find(|it| it.object.kind == "LifecyclePolicy").unwrap();
-        assert_eq!((refused.object.namespace.as_str(), refused.reason.as_str()), ("evil", "ReferenceNotFound"));
+        assert_eq!(
+            (refused.object.namespace.as_str(), refused.reason.as_str()),
+            ("evil", "ReferenceNotFound")
+        );
         let message = "the repository payments/api does not exist in home, or no Repository of namespace evil has it: see the status \
                        of the Repository";
         assert_eq!(refused.message, message);
@@ -317,7 +338,10 @@ fn a_policy_of_another_namespace_blocks_no_policy() {
     );
     let plan = across_namespaces("", "mode: Enforce", &own);
     let [step] = plan.steps.as_slice() else { panic!("one step: {plan}") };
-    assert_eq!((step.action, step.object.to_string()), (Action::Create, "LifecyclePolicy payments/small".to_owned()));
+    assert_eq!(
+        (step.action, step.object.to_string()),
+        (Action::Create, "LifecyclePolicy payments/small".to_owned())
+    );
     assert!(plan.refused.iter().all(|it| it.object.namespace == "evil"), "{plan}");
 }
 
@@ -349,8 +373,11 @@ fn in_two_aliases_the_older_repository_keeps_the_name() {
     std::fs::write(folder.path().join("all.yaml"), TWINS).unwrap();
     let manifests = wharfage_manifests::load(folder.path()).unwrap();
     let [home, twin] = ["home", "twin"].map(|name| &manifests.registry(name).unwrap().resource);
-    let steps = |resources: Resources<'_>, registry, found: Option<(RepositoryName, ObservedRepository)>| {
-        let observed = Observed { repositories: found.into_iter().collect(), ..Observed::default() };
+    let steps = |resources: Resources<'_>,
+                 registry,
+                 found: Option<(RepositoryName, ObservedRepository)>| {
+        let observed =
+            Observed { repositories: found.into_iter().collect(), ..Observed::default() };
         let plan = plan(&desired_in_cluster(resources, registry, "local"), &observed);
         let steps = plan.steps.iter().map(|it| format!("{} {}", it.action.as_str(), it.object));
         let refused = plan.refused.iter().map(|it| format!("{} {}", it.reason, it.object));
@@ -361,7 +388,10 @@ fn in_two_aliases_the_older_repository_keeps_the_name() {
     // Whichever of the two is planned for.
     for (registry, other) in [(home, twin), (twin, home)] {
         let one = || Resources { aliases: vec![other], ..all() };
-        assert_eq!(steps(one(), registry, None), ["create Repository shop/api", "OwnedByAnother Repository desk/mine"]);
+        assert_eq!(
+            steps(one(), registry, None),
+            ["create Repository shop/api", "OwnedByAnother Repository desk/mine"]
+        );
         assert_eq!(steps(one(), registry, had()), ["OwnedByAnother Repository desk/mine"]);
     }
     // Nobody knows yet.

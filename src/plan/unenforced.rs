@@ -19,17 +19,23 @@ pub fn unenforced(registry: &Registry, wanted: &DesiredRepository) -> Vec<String
 
 /// Returns a sentence for each setting of a registry as a whole that it does not enforce yet.
 pub fn unenforced_settings(registry: &Registry, wanted: &Desired) -> Vec<String> {
-    let denies = wanted.settings.policy.iter().flatten().any(|document| denies(Kind::Registry, document));
+    let denies =
+        wanted.settings.policy.iter().flatten().any(|document| denies(Kind::Registry, document));
     let scanning = wanted.settings.scanning_configuration.as_ref();
-    let scans = scanning.is_some_and(|wanted| !wanted.is_equivalent(&ScanningConfiguration::default()));
+    let scans =
+        scanning.is_some_and(|wanted| !wanted.is_equivalent(&ScanningConfiguration::default()));
     sentences(registry, [(denies, "policy"), (scans, "scanningConfiguration")])
 }
 
-fn sentences(registry: &Registry, [(denies, policy), (scans, scanning)]: [(bool, &str); 2]) -> Vec<String> {
+fn sentences(
+    registry: &Registry,
+    [(denies, policy), (scans, scanning)]: [(bool, &str); 2],
+) -> Vec<String> {
     let ours = registry.spec.aws.is_none();
-    let deny = (ours && denies).then(|| format!("{policy} has a Deny, which Wharfage's registry does not enforce yet"));
-    let scan =
-        (ours && scans).then(|| format!("{scanning} is stored, but Wharfage's registry does not scan images yet"));
+    let deny = (ours && denies)
+        .then(|| format!("{policy} has a Deny, which Wharfage's registry does not enforce yet"));
+    let scan = (ours && scans)
+        .then(|| format!("{scanning} is stored, but Wharfage's registry does not scan images yet"));
     deny.into_iter().chain(scan).collect()
 }
 

@@ -72,7 +72,11 @@ pub fn serve(endpoints: Arc<dyn HealthEndpoints>, listener: TcpListener) -> BoxF
     .boxed()
 }
 
-async fn connection(endpoints: Arc<dyn HealthEndpoints>, socket: Socket, admission: Admission) -> hyper::Result<()> {
+async fn connection(
+    endpoints: Arc<dyn HealthEndpoints>,
+    socket: Socket,
+    admission: Admission,
+) -> hyper::Result<()> {
     let activity = Arc::clone(socket.activity());
     let service = service_fn(move |request: http::Request<Incoming>| {
         let (endpoints, mut exchange) = (Arc::clone(&endpoints), activity.begin());
@@ -83,7 +87,9 @@ async fn connection(endpoints: Arc<dyn HealthEndpoints>, socket: Socket, admissi
             }
             let answer = match admission {
                 Admission::Serve => answer(&*endpoints, request.uri().path()).await,
-                Admission::Refuse => plain(StatusCode::SERVICE_UNAVAILABLE, "too many connections\n".into()),
+                Admission::Refuse => {
+                    plain(StatusCode::SERVICE_UNAVAILABLE, "too many connections\n".into())
+                }
             };
             exchange.answered();
             Ok::<_, Infallible>(answer)
@@ -101,10 +107,17 @@ async fn answer(endpoints: &dyn HealthEndpoints, path: &str) -> http::Response<F
         "/healthz" => verdict(endpoints.healthy().map(|()| OK)),
         "/readyz" => verdict(endpoints.ready().await),
         "/metrics" => match endpoints.metrics().await {
-            Ok(metrics) => text(StatusCode::OK, metrics, "application/openmetrics-text; version=1.0.0; charset=utf-8"),
+            Ok(metrics) => text(
+                StatusCode::OK,
+                metrics,
+                "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            ),
             Err(error) => {
                 tracing::warn!(%error, "cannot render the metrics");
-                plain(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be rendered; the log says why\n".into())
+                plain(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "the metrics cannot be rendered; the log says why\n".into(),
+                )
             }
         },
         _ => plain(StatusCode::NOT_FOUND, "/healthz, /readyz and /metrics are here.\n".into()),

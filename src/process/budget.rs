@@ -80,7 +80,13 @@ impl Budget {
 
     /// Opens an account of this owner that is expected to grow to `need` bytes.
     pub fn open(&self, owner: impl Hash, need: usize) -> Account {
-        Account { budget: Arc::clone(&self.0), owner: self.0.owners.hash_one(owner), id: None, need, charged: 0 }
+        Account {
+            budget: Arc::clone(&self.0),
+            owner: self.0.owners.hash_one(owner),
+            id: None,
+            need,
+            charged: 0,
+        }
     }
 
     /// Bytes in all.
@@ -139,7 +145,10 @@ impl State {
     /// Returns whether all accounts can reach their needs one after the other.
     fn is_safe(&self, limits: Limits) -> bool {
         let mut left = limits.size.saturating_sub(self.used);
-        let owners = self.owners.iter().map(|(owner, held)| (*owner, limits.per_owner.saturating_sub(*held)));
+        let owners = self
+            .owners
+            .iter()
+            .map(|(owner, held)| (*owner, limits.per_owner.saturating_sub(*held)));
         let mut left_of: HashMap<u64, usize> = owners.collect();
         let mut waiting: Vec<Charge> = self.accounts.values().copied().collect();
         waiting.sort_unstable_by_key(Charge::missing);
@@ -241,7 +250,11 @@ impl Account {
 
     /// Shrinks to `bytes`, and expects to grow no more.
     pub fn settle(&mut self, bytes: usize) {
-        let held = if bytes <= self.budget.limits.free { 0 } else { bytes.div_ceil(STEP).saturating_mul(STEP) };
+        let held = if bytes <= self.budget.limits.free {
+            0
+        } else {
+            bytes.div_ceil(STEP).saturating_mul(STEP)
+        };
         let held = held.min(self.charged);
         self.need = held;
         let Some(id) = self.id else { return };
@@ -335,7 +348,10 @@ mod tests {
     fn an_owner_leaves_something_to_others() {
         let budget = Budget::new(Limits { size: 8 * STEP, per_owner: 6 * STEP, free: 0 });
         let mut first: Vec<_> = (0..8).map(|_| budget.open("first", STEP)).collect();
-        assert_eq!(first.iter_mut().filter_map(|account| account.try_hold(STEP).then_some(())).count(), 6);
+        assert_eq!(
+            first.iter_mut().filter_map(|account| account.try_hold(STEP).then_some(())).count(),
+            6
+        );
         let mut second = budget.open("second", 2 * STEP);
         assert!(second.try_hold(2 * STEP), "what the first may not have is left");
         first.truncate(5);

@@ -30,8 +30,10 @@ pub fn start_log(filter: &str, format: LogFormat) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter)
         .map_err(|error| anyhow::anyhow!("the log filter {filter:?} is not valid: {error}"))?;
     // A standard error that nobody reads any more must not end the thread that logs.
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     match format {
         LogFormat::Text => builder.with_ansi(takes_colors(&std::io::stderr())).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),

@@ -17,13 +17,18 @@ pub struct PublicUrl {
 impl std::str::FromStr for PublicUrl {
     type Err = anyhow::Error;
     fn from_str(text: &str) -> anyhow::Result<Self> {
-        let uri: http::Uri = text.parse().map_err(|error| anyhow::anyhow!("{text:?} is no URL: {error}"))?;
+        let uri: http::Uri =
+            text.parse().map_err(|error| anyhow::anyhow!("{text:?} is no URL: {error}"))?;
         match (uri.scheme_str(), uri.authority(), uri.path()) {
-            (Some(scheme @ ("http" | "https")), Some(authority), "" | "/") if !authority.as_str().contains('@') => {
+            (Some(scheme @ ("http" | "https")), Some(authority), "" | "/")
+                if !authority.as_str().contains('@') =>
+            {
                 Ok(Self { scheme: scheme.to_owned(), authority: authority.to_string() })
             }
             _ => {
-                anyhow::bail!("{text:?} must be http:// or https:// and a host, with a port if it is not the usual one")
+                anyhow::bail!(
+                    "{text:?} must be http:// or https:// and a host, with a port if it is not the usual one"
+                )
             }
         }
     }
@@ -135,14 +140,21 @@ mod tests {
 
     #[test]
     fn another_account_has_a_host_below_the_public_one() {
-        let url =
-            |public: &str, account: &str| config(public).url_of(&account.parse().unwrap()).map(|url| url.to_string());
+        let url = |public: &str, account: &str| {
+            config(public).url_of(&account.parse().unwrap()).map(|url| url.to_string())
+        };
         for public in ["https://registry.example.com", "http://127.0.0.1:5000", "http://10.0.0.1"] {
             assert_eq!(url(public, "123456789012").as_deref(), Some(public));
         }
         for (public, expected) in [
-            ("https://registry.example.com", Some("https://999999999999.dkr.ecr.local-1.registry.example.com")),
-            ("http://registry.test:8080", Some("http://999999999999.dkr.ecr.local-1.registry.test:8080")),
+            (
+                "https://registry.example.com",
+                Some("https://999999999999.dkr.ecr.local-1.registry.example.com"),
+            ),
+            (
+                "http://registry.test:8080",
+                Some("http://999999999999.dkr.ecr.local-1.registry.test:8080"),
+            ),
             ("http://127.0.0.1:5000", Some("http://999999999999.dkr.ecr.local-1.localhost:5000")),
             ("http://[::1]:5000", Some("http://999999999999.dkr.ecr.local-1.localhost:5000")),
             ("http://10.0.0.1:5000", None),
@@ -154,23 +166,39 @@ mod tests {
 
     #[test]
     fn a_host_that_begins_with_an_account_addresses_it() {
-        let account = |public: &str, host: Option<&str>| config(public).account_of(host).to_string();
+        let account =
+            |public: &str, host: Option<&str>| config(public).account_of(host).to_string();
         let public = "http://127.0.0.1:5000";
-        for host in [None, Some(""), Some("127.0.0.1:5000"), Some("[::1]:5000"), Some("999999999999.example.com")] {
+        for host in [
+            None,
+            Some(""),
+            Some("127.0.0.1:5000"),
+            Some("[::1]:5000"),
+            Some("999999999999.example.com"),
+        ] {
             assert_eq!(account(public, host), "123456789012", "{host:?}");
         }
-        for host in ["999999999999.dkr.ecr.local-1.localhost:5000", "999999999999.dkr.ecr.local-1.registry.test"] {
+        for host in [
+            "999999999999.dkr.ecr.local-1.localhost:5000",
+            "999999999999.dkr.ecr.local-1.registry.test",
+        ] {
             assert_eq!(account(public, Some(host)), "999999999999", "{host}");
         }
         let named = "https://999999999999.dkr.ecr.local-1.example.com";
-        assert_eq!(account(named, Some("999999999999.dkr.ecr.local-1.EXAMPLE.com:443")), "123456789012");
+        assert_eq!(
+            account(named, Some("999999999999.dkr.ecr.local-1.EXAMPLE.com:443")),
+            "123456789012"
+        );
     }
 
     #[test]
     fn the_host_of_an_account_addresses_it() {
         for public in ["https://registry.example.com", "http://127.0.0.1:5000"] {
             let (config, account) = (config(public), "999999999999".parse().unwrap());
-            assert_eq!(config.account_of(config.url_of(&account).map(|url| url.authority).as_deref()), account);
+            assert_eq!(
+                config.account_of(config.url_of(&account).map(|url| url.authority).as_deref()),
+                account
+            );
         }
     }
 }

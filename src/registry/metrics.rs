@@ -101,7 +101,8 @@ impl Metrics {
             Histogram::new(exponential_buckets(0.0001, 4.0, 13))
         }
         let requests = Family::default();
-        let durations: Family<OperationLabel, Histogram, fn() -> Histogram> = Family::new_with_constructor(seconds);
+        let durations: Family<OperationLabel, Histogram, fn() -> Histogram> =
+            Family::new_with_constructor(seconds);
         let (received, sent) = (Counter::default(), Counter::default());
         let (connections, uploads_open) = (Gauge::default(), Gauge::default());
         let jobs = Family::default();
@@ -115,12 +116,21 @@ impl Metrics {
             Unit::Seconds,
             Family::clone(&durations),
         );
-        registry.register_with_unit("received", "Content received from clients", Unit::Bytes, received.clone());
+        registry.register_with_unit(
+            "received",
+            "Content received from clients",
+            Unit::Bytes,
+            received.clone(),
+        );
         registry.register_with_unit("sent", "Content sent to clients", Unit::Bytes, sent.clone());
         registry.register("connections", "Open connections", connections.clone());
         registry.register("uploads_open", "Open upload sessions", uploads_open.clone());
         registry.register("jobs", "Waiting, running and dead jobs", Family::clone(&jobs));
-        registry.register("connections_ended", "Connections that the server closed", Family::clone(&connections_ended));
+        registry.register(
+            "connections_ended",
+            "Connections that the server closed",
+            Family::clone(&connections_ended),
+        );
         registry.register(
             "connections_refused",
             "Connections refused with 503 because all others were busy",
@@ -143,7 +153,8 @@ impl Metrics {
             "Requests refused because there was no memory for their bodies",
             Family::clone(&memory_refused),
         );
-        let (store_up, store_full, disk_free) = (Family::default(), Family::default(), Family::default());
+        let (store_up, store_full, disk_free) =
+            (Family::default(), Family::default(), Family::default());
         registry.register("store_up", "Whether the store answers", Family::clone(&store_up));
         registry.register(
             "store_full",

@@ -72,7 +72,12 @@ impl DiskUsage {
 impl Disk {
     /// Creates the disk of an existing folder, without a reserve.
     pub fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), reserve: None, held: AtomicU64::new(0), adjusting: Mutex::new(()) }
+        Self {
+            folder: folder.to_owned(),
+            reserve: None,
+            held: AtomicU64::new(0),
+            adjusting: Mutex::new(()),
+        }
     }
 
     /// Creates the disk of an existing folder with the reserve in its file `reserve`, and adjusts
@@ -99,7 +104,9 @@ impl Disk {
         match self.usage() {
             Some(usage) if !usage.has_room_for(bytes) => {
                 let (DiskUsage { free, wanted, .. }, folder) = (usage, self.folder.display());
-                let text = format!("{folder} has {free} bytes free, and {bytes} more would leave less than {wanted}");
+                let text = format!(
+                    "{folder} has {free} bytes free, and {bytes} more would leave less than {wanted}"
+                );
                 Err(StoreError::Full(text))
             }
             // A file system that does not report its usage fails writes when it is full.
@@ -167,9 +174,17 @@ mod tests {
 
     #[test]
     fn a_push_leaves_space_for_twice_the_reserve() {
-        assert!(usage(32, 32).has_room_for(0) && !usage(31, 32).has_room_for(0), "the reserve is allocated");
-        assert!(usage(64, 0).has_room_for(0) && !usage(63, 0).has_room_for(0), "the reserve is released");
-        assert!(usage(100, 32).has_room_for(68 * MIB) && !usage(100, 32).has_room_for(68 * MIB + 1));
+        assert!(
+            usage(32, 32).has_room_for(0) && !usage(31, 32).has_room_for(0),
+            "the reserve is allocated"
+        );
+        assert!(
+            usage(64, 0).has_room_for(0) && !usage(63, 0).has_room_for(0),
+            "the reserve is released"
+        );
+        assert!(
+            usage(100, 32).has_room_for(68 * MIB) && !usage(100, 32).has_room_for(68 * MIB + 1)
+        );
         assert!(!usage(100, 32).has_room_for(u64::MAX));
     }
 

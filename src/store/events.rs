@@ -64,18 +64,28 @@ impl ImageEvents<'_> {
         }
         let set = |effect: TagEffect| matches!(effect, TagEffect::Created | TagEffect::Moved);
         let any_set = outcome.tags.iter().any(|(_, effect)| set(*effect));
-        let tags = outcome.tags.iter().filter(|(_, effect)| !any_set || set(*effect)).map(|(tag, _)| tag);
+        let tags =
+            outcome.tags.iter().filter(|(_, effect)| !any_set || set(*effect)).map(|(tag, _)| tag);
         self.each("PUSH", tags, now)
     }
 
     /// Builds a DELETE event for each deleted tag, else one without a tag.
-    pub fn deleted<'t>(&self, tags: impl IntoIterator<Item = &'t Tag>, now: Timestamp) -> Vec<Event> {
+    pub fn deleted<'t>(
+        &self,
+        tags: impl IntoIterator<Item = &'t Tag>,
+        now: Timestamp,
+    ) -> Vec<Event> {
         self.each("DELETE", tags, now)
     }
 
     /// Builds the event of a change of storage class. `activated_at` is when the image was
     /// restored, if it was.
-    pub fn moved(&self, class: StorageClass, activated_at: Option<Timestamp>, now: Timestamp) -> Event {
+    pub fn moved(
+        &self,
+        class: StorageClass,
+        activated_at: Option<Timestamp>,
+        now: Timestamp,
+    ) -> Event {
         let mut detail = self.detail("UPDATE_STORAGE_CLASS");
         let target = match class {
             StorageClass::Standard => "STANDARD",
@@ -88,7 +98,12 @@ impl ImageEvents<'_> {
         self.event(detail, now)
     }
 
-    fn each<'t>(&self, action: &str, tags: impl IntoIterator<Item = &'t Tag>, now: Timestamp) -> Vec<Event> {
+    fn each<'t>(
+        &self,
+        action: &str,
+        tags: impl IntoIterator<Item = &'t Tag>,
+        now: Timestamp,
+    ) -> Vec<Event> {
         let tagged = |tag: &Tag| {
             let mut detail = self.detail(action);
             detail.insert("image-tag".into(), tag.as_str().into());

@@ -41,7 +41,12 @@ pub trait ImageStore: Send + Sync {
     ) -> StoreResult<Vec<ImageIdentifier>>;
     /// Lists tags in byte order, without those of archived images and those longer than `/v2/` can
     /// name ([`Tag::MAX_OCI`]).
-    async fn list_tags(&self, repository: RepositoryId, after: Option<&str>, limit: usize) -> StoreResult<Vec<Tag>>;
+    async fn list_tags(
+        &self,
+        repository: RepositoryId,
+        after: Option<&str>,
+        limit: usize,
+    ) -> StoreResult<Vec<Tag>>;
     /// Lists the edges from stored indexes to stored children as (parent, child), in that order.
     async fn list_index_edges(
         &self,
@@ -118,7 +123,12 @@ pub trait ImageStore: Send + Sync {
     /// Gives a referrer the state that its subject has now: deleted, archived or active. Returns
     /// true if that changed it. A referrer that does not exist, has no subject or is held by an
     /// index is left unchanged. Its own referrers follow in turn.
-    async fn follow_subject(&self, repository: RepositoryId, referrer: &Digest, now: Timestamp) -> StoreResult<bool>;
+    async fn follow_subject(
+        &self,
+        repository: RepositoryId,
+        referrer: &Digest,
+        now: Timestamp,
+    ) -> StoreResult<bool>;
     /// Records pulls, in bulk; an earlier time never replaces a later one.
     async fn record_pulls(&self, pulls: &[(ManifestId, Timestamp)]) -> StoreResult<()>;
 }
@@ -212,13 +222,15 @@ impl ImageFilter {
             TagStatusFilter::Tagged => &[true],
             TagStatusFilter::Untagged => &[false],
         };
-        let ranges = |status| tagged.iter().map(move |tagged| ImageRange { status, tagged: *tagged });
+        let ranges =
+            |status| tagged.iter().map(move |tagged| ImageRange { status, tagged: *tagged });
         statuses(self.status).into_iter().flat_map(ranges).collect()
     }
 }
 
 /// All statuses of images.
-const STATUSES: [ImageStatus; 3] = [ImageStatus::Active, ImageStatus::Archived, ImageStatus::Activating];
+const STATUSES: [ImageStatus; 3] =
+    [ImageStatus::Active, ImageStatus::Archived, ImageStatus::Activating];
 
 /// Returns the statuses that a filter matches.
 pub(super) fn statuses(filter: Option<ImageStatus>) -> Vec<ImageStatus> {

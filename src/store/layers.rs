@@ -20,7 +20,11 @@ pub trait LayerStore: Send + Sync {
         digest: &Digest,
     ) -> StoreResult<Lookup<Blob>>;
     /// Finds layers, in the order given; `None` for each that the repository does not have.
-    async fn find_layers(&self, repository: RepositoryId, digests: &[Digest]) -> StoreResult<Vec<Option<Layer>>>;
+    async fn find_layers(
+        &self,
+        repository: RepositoryId,
+        digests: &[Digest],
+    ) -> StoreResult<Vec<Option<Layer>>>;
     /// Lists some repositories that have this blob, live and intact; the one that has had it
     /// longest first. A mount that names no source may use any of them.
     async fn list_blob_sources(
@@ -43,16 +47,32 @@ pub trait LayerStore: Send + Sync {
         lease_until: Timestamp,
     ) -> StoreResult<MountOutcome>;
     /// Removes a blob from a repository, unless a manifest needs it.
-    async fn unlink_blob(&self, repository: RepositoryId, digest: &Digest) -> StoreResult<UnlinkOutcome>;
+    async fn unlink_blob(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+    ) -> StoreResult<UnlinkOutcome>;
     /// Extends the leases of blobs to `until`, and never shortens one. A blob that was reported as
     /// present has to stay so for a while.
-    async fn extend_leases(&self, repository: RepositoryId, digests: &[Digest], until: Timestamp) -> StoreResult<()>;
+    async fn extend_leases(
+        &self,
+        repository: RepositoryId,
+        digests: &[Digest],
+        until: Timestamp,
+    ) -> StoreResult<()>;
     /// Marks the bytes at `generation` as damaged since `at`, or as intact. A damaged blob is
     /// neither mounted nor used by new manifests, and the next commit of its digest replaces its
     /// bytes.
-    async fn set_blob_damaged(&self, generation: Generation, at: Option<Timestamp>) -> StoreResult<()>;
+    async fn set_blob_damaged(
+        &self,
+        generation: Generation,
+        at: Option<Timestamp>,
+    ) -> StoreResult<()>;
     /// Returns those of the generations that hold the bytes of a live blob.
-    async fn find_live_generations(&self, generations: &[Generation]) -> StoreResult<Vec<Generation>>;
+    async fn find_live_generations(
+        &self,
+        generations: &[Generation],
+    ) -> StoreResult<Vec<Generation>>;
 }
 
 /// A live blob of a repository.

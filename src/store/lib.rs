@@ -28,7 +28,8 @@ pub mod uploads;
 pub mod usage;
 
 pub use blobs::{
-    BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, Inspect, KeyReference, Sealed, UploadKey, WriterState,
+    BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, Inspect, KeyReference, Sealed,
+    UploadKey, WriterState,
 };
 pub use metadata::Metadata;
 

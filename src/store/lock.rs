@@ -25,9 +25,16 @@ impl ProcessLock {
     /// cannot be opened or locked.
     pub fn take(path: &Path, owned: &str, user: &str) -> StoreResult<Self> {
         let failed = |reason: String| StoreError::Unavailable(format!("{owned} {reason}"));
-        let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
-        let mut file =
-            file.map_err(|error| failed(format!("cannot be locked: {} cannot be opened: {error}", path.display())))?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path);
+        let mut file = file.map_err(|error| {
+            failed(format!("cannot be locked: {} cannot be opened: {error}", path.display()))
+        })?;
         flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
             rustix::io::Errno::WOULDBLOCK => {
                 let holder = holder(&mut file).unwrap_or_else(|| "another process".into());
@@ -36,7 +43,9 @@ impl ProcessLock {
             error => failed(format!("cannot be locked: {}: {error}", path.display())),
         })?;
         // The name only helps people, so a full disk does not prevent the start.
-        if let Err(error) = file.set_len(0).and_then(|()| writeln!(file, "{user}, process {}", std::process::id())) {
+        if let Err(error) =
+            file.set_len(0).and_then(|()| writeln!(file, "{user}, process {}", std::process::id()))
+        {
             tracing::debug!(%error, path = %path.display(), "cannot write the holder's name into the lock file; the lock is held");
         }
         Ok(Self(file))
@@ -70,7 +79,10 @@ mod tests {
         let take = || ProcessLock::take(&path, "the folder", "a test");
         let held = take().unwrap();
         let refused = take().unwrap_err().to_string();
-        let holder = format!("the folder is in use by a test, process {}: stop that one", std::process::id());
+        let holder = format!(
+            "the folder is in use by a test, process {}: stop that one",
+            std::process::id()
+        );
         assert!(refused.contains(&holder), "{refused}");
         drop(held);
         take().unwrap();

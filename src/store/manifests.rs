@@ -142,7 +142,12 @@ pub enum TagEffect {
 /// Decides the effect of putting `tag` on the digest `new` when it points at `current` now. An
 /// immutable tag is refused even for the same digest; each protocol has its own response to
 /// [`PutManifestError::TagAlreadyExists`].
-pub(crate) fn tag_effect(mutability: &TagMutability, tag: &Tag, current: Option<&Digest>, new: &Digest) -> TagEffect {
+pub(crate) fn tag_effect(
+    mutability: &TagMutability,
+    tag: &Tag,
+    current: Option<&Digest>,
+    new: &Digest,
+) -> TagEffect {
     match current {
         None => TagEffect::Created,
         Some(_) if !mutability.allows_moving(tag) => TagEffect::Refused,

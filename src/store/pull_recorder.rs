@@ -102,7 +102,8 @@ impl PullRecorder {
     /// The store's; the pulls remain noted.
     pub async fn flush(&self) -> StoreResult<()> {
         let _writing = self.writing.lock().await;
-        let pulls: Vec<(ManifestId, Timestamp)> = self.pending().iter().map(|(id, at)| (*id, *at)).collect();
+        let pulls: Vec<(ManifestId, Timestamp)> =
+            self.pending().iter().map(|(id, at)| (*id, *at)).collect();
         if pulls.is_empty() {
             return Ok(());
         }
@@ -157,6 +158,9 @@ mod tests {
         assert!(noted(None, now), "the first pull is noted");
         assert!(noted(Some(now - SignedDuration::from_hours(7)), now));
         assert!(!noted(Some(now - SignedDuration::from_hours(5)), now));
-        assert!(!noted(Some(now + SignedDuration::from_hours(1)), now), "a clock that went back changes nothing");
+        assert!(
+            !noted(Some(now + SignedDuration::from_hours(1)), now),
+            "a clock that went back changes nothing"
+        );
     }
 }

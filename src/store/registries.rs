@@ -12,11 +12,23 @@ pub trait RegistryStore: Send + Sync {
     /// Returns a registry's settings: the defaults if nothing was ever put.
     async fn registry_settings(&self, account: &AccountId) -> StoreResult<RegistrySettings>;
     /// Changes one setting, and returns the settings from before the change.
-    async fn change_registry(&self, account: &AccountId, change: RegistryChange) -> StoreResult<RegistrySettings>;
+    async fn change_registry(
+        &self,
+        account: &AccountId,
+        change: RegistryChange,
+    ) -> StoreResult<RegistrySettings>;
     /// Lists the account settings that were ever put; the caller knows the defaults.
-    async fn list_account_settings(&self, account: &AccountId) -> StoreResult<BTreeMap<String, String>>;
+    async fn list_account_settings(
+        &self,
+        account: &AccountId,
+    ) -> StoreResult<BTreeMap<String, String>>;
     /// Puts one account setting.
-    async fn put_account_setting(&self, account: &AccountId, name: &str, value: &str) -> StoreResult<()>;
+    async fn put_account_setting(
+        &self,
+        account: &AccountId,
+        name: &str,
+        value: &str,
+    ) -> StoreResult<()>;
 }
 
 /// A registry's own settings, without its account settings. The default is that of a registry that

@@ -15,9 +15,17 @@ pub trait RepositoryStore: Send + Sync {
     /// Creates a repository, unless its name is taken or the registry has `max` already. Well below
     /// `max`, repositories that are being created at the same time are not counted; near it they
     /// are.
-    async fn create_repository(&self, new: NewRepository, max: u64) -> Result<Repository, CreateRepositoryError>;
+    async fn create_repository(
+        &self,
+        new: NewRepository,
+        max: u64,
+    ) -> Result<Repository, CreateRepositoryError>;
     /// Finds a repository by its name.
-    async fn find_repository(&self, account: &AccountId, name: &RepositoryName) -> StoreResult<Option<Repository>>;
+    async fn find_repository(
+        &self,
+        account: &AccountId,
+        name: &RepositoryName,
+    ) -> StoreResult<Option<Repository>>;
     /// Finds a repository by its row id.
     async fn find_repository_by_id(&self, id: RepositoryId) -> StoreResult<Option<Repository>>;
     /// Lists repositories in the order of their names.
@@ -48,7 +56,12 @@ pub trait RepositoryStore: Send + Sync {
     /// transaction; true when none is left, its own row included. Hands the generations of its
     /// uploads to `delete-generation` jobs. Removes the links to its blobs, which await the
     /// collector.
-    async fn empty_repository(&self, id: RepositoryId, limit: usize, now: Timestamp) -> StoreResult<bool>;
+    async fn empty_repository(
+        &self,
+        id: RepositoryId,
+        limit: usize,
+        now: Timestamp,
+    ) -> StoreResult<bool>;
     /// Enqueues the lifecycle jobs that are due, of every account, the longest overdue first, and
     /// sets when each is due again. A policy whose job is running is not enqueued. Returns how many
     /// policies were due; replicas that call this at the same time share them.
@@ -56,7 +69,12 @@ pub trait RepositoryStore: Send + Sync {
     /// Lists a repository's resource tags in the order of their keys.
     async fn list_resource_tags(&self, id: RepositoryId) -> StoreResult<Vec<ResourceTag>>;
     /// Adds resource tags, and replaces the values of keys that exist. All or nothing.
-    async fn tag_resource(&self, id: RepositoryId, tags: Vec<ResourceTag>, max: usize) -> Result<(), TagResourceError>;
+    async fn tag_resource(
+        &self,
+        id: RepositoryId,
+        tags: Vec<ResourceTag>,
+        max: usize,
+    ) -> Result<(), TagResourceError>;
     /// Removes resource tags; keys that do not exist are ignored.
     async fn untag_resource(&self, id: RepositoryId, keys: &[String]) -> StoreResult<()>;
 }

@@ -30,7 +30,8 @@ pub(super) fn millis(time: Timestamp) -> i64 {
 
 /// Converts a column of milliseconds to a time.
 pub(super) fn time(millis: i64) -> StoreResult<Timestamp> {
-    Timestamp::from_millisecond(millis).map_err(|_| StoreError::Inconsistent(format!("{millis} is no time")))
+    Timestamp::from_millisecond(millis)
+        .map_err(|_| StoreError::Inconsistent(format!("{millis} is no time")))
 }
 
 /// Rounds a time to the stored precision, as it will be read back.
@@ -40,7 +41,8 @@ pub(super) fn stored_time(moment: Timestamp) -> StoreResult<Timestamp> {
 
 /// Converts a size or count; neither database has unsigned integers.
 pub(super) fn signed(value: u64) -> StoreResult<i64> {
-    i64::try_from(value).map_err(|_| StoreError::Inconsistent(format!("{value} is too large to be stored")))
+    i64::try_from(value)
+        .map_err(|_| StoreError::Inconsistent(format!("{value} is too large to be stored")))
 }
 
 /// Converts a column to a size or count.
@@ -54,7 +56,10 @@ pub(super) fn key_columns(key: Option<&KeyReference>) -> (Option<&str>, Option<&
 }
 
 /// Converts the columns `key_id` and `wrapped_key` to a key.
-pub(super) fn key_reference(id: Option<String>, wrapped: Option<Vec<u8>>) -> StoreResult<Option<KeyReference>> {
+pub(super) fn key_reference(
+    id: Option<String>,
+    wrapped: Option<Vec<u8>>,
+) -> StoreResult<Option<KeyReference>> {
     match (id, wrapped) {
         (None, None) => Ok(None),
         (Some(id), Some(wrapped)) => Ok(Some(KeyReference { id, wrapped })),
@@ -85,7 +90,8 @@ pub(super) fn lease(lease: Duration) -> i64 {
 
 /// Parses the column `job.state`.
 pub(super) fn job_state(text: &str) -> StoreResult<JobState> {
-    JobState::parse(text).ok_or_else(|| StoreError::Inconsistent(format!("{text:?} is no state of a job")))
+    JobState::parse(text)
+        .ok_or_else(|| StoreError::Inconsistent(format!("{text:?} is no state of a job")))
 }
 
 /// Serializes the column `manifest.annotations`, which is NULL without annotations.
@@ -100,13 +106,14 @@ pub(super) fn annotations_of(column: Option<&str>) -> StoreResult<BTreeMap<Strin
 
 /// Parses the column `manifest.status`.
 pub(super) fn status(text: &str) -> StoreResult<ImageStatus> {
-    ImageStatus::parse(text).ok_or_else(|| StoreError::Inconsistent(format!("{text:?} is no image status")))
+    ImageStatus::parse(text)
+        .ok_or_else(|| StoreError::Inconsistent(format!("{text:?} is no image status")))
 }
 
 /// Parses the columns `repository.tag_mutability` and `repository.exclusions`.
 pub(super) fn tag_mutability(mode: &str, exclusions: &str) -> StoreResult<TagMutability> {
-    let mode =
-        Mutability::parse(mode).ok_or_else(|| StoreError::Inconsistent(format!("{mode:?} is no tag mutability")))?;
+    let mode = Mutability::parse(mode)
+        .ok_or_else(|| StoreError::Inconsistent(format!("{mode:?} is no tag mutability")))?;
     Ok(TagMutability { mode, exclusions: from_json(exclusions)? })
 }
 
@@ -122,7 +129,9 @@ pub(super) fn encryption(encryption: &Encryption) -> String {
 pub(super) fn preview_columns(state: &PreviewState) -> (&'static str, Option<i64>, Option<&str>) {
     match state {
         PreviewState::InProgress => ("IN_PROGRESS", None, None),
-        PreviewState::Complete { completed_at, summary } => ("COMPLETE", Some(millis(*completed_at)), Some(summary)),
+        PreviewState::Complete { completed_at, summary } => {
+            ("COMPLETE", Some(millis(*completed_at)), Some(summary))
+        }
         PreviewState::Failed => ("FAILED", None, None),
     }
 }
@@ -139,7 +148,9 @@ pub(super) fn preview_state(
         ("COMPLETE", Some(completed_at), Some(summary)) => {
             Ok(PreviewState::Complete { completed_at: time(completed_at)?, summary })
         }
-        _ => Err(StoreError::Inconsistent(format!("a lifecycle preview is {state:?} without a result"))),
+        _ => Err(StoreError::Inconsistent(format!(
+            "a lifecycle preview is {state:?} without a result"
+        ))),
     }
 }
 
@@ -149,7 +160,10 @@ mod tests {
 
     #[test]
     fn a_column_that_does_not_parse_is_an_inconsistency() {
-        assert!(matches!(parse::<wharfage_domain::names::Digest>("sha256:x"), Err(StoreError::Inconsistent(_))));
+        assert!(matches!(
+            parse::<wharfage_domain::names::Digest>("sha256:x"),
+            Err(StoreError::Inconsistent(_))
+        ));
         assert!(matches!(time(i64::MAX), Err(StoreError::Inconsistent(_))));
         assert!(matches!(unsigned(-1), Err(StoreError::Inconsistent(_))));
         assert!(matches!(status("active"), Err(StoreError::Inconsistent(_))));
@@ -161,14 +175,18 @@ mod tests {
     fn a_key_reference_has_both_columns_or_none() {
         let key = KeyReference { id: "k".into(), wrapped: vec![1] };
         let (id, wrapped) = key_columns(Some(&key));
-        assert_eq!(key_reference(id.map(Into::into), wrapped.map(Into::into)).unwrap(), Some(key.clone()));
+        assert_eq!(
+            key_reference(id.map(Into::into), wrapped.map(Into::into)).unwrap(),
+            Some(key.clone())
+        );
         assert_eq!(key_reference(None, None).unwrap(), None);
         assert!(matches!(key_reference(Some("k".into()), None), Err(StoreError::Inconsistent(_))));
     }
 
     #[test]
     fn each_key_is_another_encryption() {
-        let kms = |key: &str| encryption(&Encryption { kind: "KMS".into(), kms_key: Some(key.into()) });
+        let kms =
+            |key: &str| encryption(&Encryption { kind: "KMS".into(), kms_key: Some(key.into()) });
         assert_ne!(kms("a"), kms("b"));
         assert_ne!(kms("a"), encryption(&Encryption::default()));
     }

@@ -37,7 +37,13 @@ pub trait UploadStore: Send + Sync {
         lease: Duration,
     ) -> Result<UploadClaim, UploadError>;
     /// Renews a claim that has not been taken over, even if it has expired.
-    async fn renew_upload(&self, id: Uuid, version: i64, now: Timestamp, lease: Duration) -> Result<(), UploadError>;
+    async fn renew_upload(
+        &self,
+        id: Uuid,
+        version: i64,
+        now: Timestamp,
+        lease: Duration,
+    ) -> Result<(), UploadError>;
     /// Ends a claim, if it is still the last one. `clean` means that its writer ended with a
     /// checkpoint or never began.
     async fn release_upload(&self, id: Uuid, version: i64, clean: bool) -> StoreResult<()>;
@@ -62,7 +68,12 @@ pub trait UploadStore: Send + Sync {
     /// Cancels unclaimed sessions as [`UploadStore::cancel_upload`] does: those without a chunk
     /// since `before`, and those that no client knows and whose claim ended some minutes ago. At
     /// most `limit` of each; returns how many.
-    async fn cancel_stale_uploads(&self, before: Timestamp, now: Timestamp, limit: usize) -> StoreResult<u64>;
+    async fn cancel_stale_uploads(
+        &self,
+        before: Timestamp,
+        now: Timestamp,
+        limit: usize,
+    ) -> StoreResult<u64>;
     /// Counts the open sessions, up to 10,000, for the metrics.
     async fn count_uploads(&self) -> StoreResult<u64>;
 }

@@ -27,7 +27,9 @@ pub struct Asked {
 }
 
 /// Answers the nth request, from 0, with a status and a body.
-pub async fn fake_ecr(answer: impl Fn(usize, &Asked) -> (u16, String) + Send + Sync + 'static) -> FakeEcr {
+pub async fn fake_ecr(
+    answer: impl Fn(usize, &Asked) -> (u16, String) + Send + Sync + 'static,
+) -> FakeEcr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let (asked, answer) = (Arc::new(Mutex::new(Vec::new())), Arc::new(answer));
@@ -43,7 +45,8 @@ pub async fn fake_ecr(answer: impl Fn(usize, &Asked) -> (u16, String) + Send + S
                     let target = request.headers()["x-amz-target"].to_str().unwrap().to_owned();
                     let operation = target.rsplit('.').next().unwrap_or_default().to_owned();
                     let body = request.into_body().collect().await.unwrap().to_bytes();
-                    let asked = Asked { operation, body: String::from_utf8(body.to_vec()).unwrap() };
+                    let asked =
+                        Asked { operation, body: String::from_utf8(body.to_vec()).unwrap() };
                     let nth = {
                         let mut all = all.lock().unwrap();
                         all.push(asked.clone());
@@ -59,7 +62,8 @@ pub async fn fake_ecr(answer: impl Fn(usize, &Asked) -> (u16, String) + Send + S
             });
             connections.spawn(async move {
                 let server = hyper::server::conn::http1::Builder::new();
-                let _ended_by_the_client = server.serve_connection(TokioIo::new(stream), service).await;
+                let _ended_by_the_client =
+                    server.serve_connection(TokioIo::new(stream), service).await;
             });
         }
     });

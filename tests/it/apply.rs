@@ -47,17 +47,22 @@ fn answer(operation: &str, body: &Value) -> (StatusCode, Value) {
         "DescribeRepositories" if body.get("nextToken").is_none() => {
             (StatusCode::OK, json!({ "repositories": [repository("found")], "nextToken": "more" }))
         }
-        "DescribeRepositories" => (StatusCode::OK, json!({ "repositories": [repository("foreign")] })),
+        "DescribeRepositories" => {
+            (StatusCode::OK, json!({ "repositories": [repository("foreign")] }))
+        }
         "ListTagsForResource" => (StatusCode::OK, json!({ "tags": [] })),
         "CreateRepository" => {
             let name = body["repositoryName"].as_str().unwrap();
             (StatusCode::OK, json!({ "repository": repository(name) }))
         }
         "DescribeRegistry" => (StatusCode::OK, json!({ "registryId": "123456789012" })),
-        "GetRepositoryPolicy" => {
-            (StatusCode::BAD_REQUEST, json!({ "__type": "AccessDeniedException", "message": "not for you" }))
+        "GetRepositoryPolicy" => (
+            StatusCode::BAD_REQUEST,
+            json!({ "__type": "AccessDeniedException", "message": "not for you" }),
+        ),
+        "StartLifecyclePolicyPreview" | "GetLifecyclePolicyPreview" => {
+            (StatusCode::NOT_FOUND, json!({}))
         }
-        "StartLifecyclePolicyPreview" | "GetLifecyclePolicyPreview" => (StatusCode::NOT_FOUND, json!({})),
         _ => (StatusCode::BAD_REQUEST, json!({ "__type": "UnknownOperationException" })),
     }
 }
@@ -82,17 +87,26 @@ async fn imitation_for(registry_id: Option<&str>) -> (Ecr, Calls) {
                     let target = request.headers()["x-amz-target"].to_str().unwrap().to_owned();
                     let operation = target.rsplit('.').next().unwrap().to_owned();
                     let body = request.into_body().collect().await.unwrap().to_bytes();
-                    let (status, answer) = answer(&operation, &serde_json::from_slice(&body).unwrap());
+                    let (status, answer) =
+                        answer(&operation, &serde_json::from_slice(&body).unwrap());
                     noted.lock().unwrap().push(operation);
                     let answer = Full::new(Bytes::from(answer.to_string()));
                     Ok::<_, Infallible>(Response::builder().status(status).body(answer).unwrap())
                 }
             });
-            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+            tokio::spawn(
+                hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service),
+            );
         }
     });
     let region = "eu-1".parse().unwrap();
-    let connection = Connection::with_key(endpoint, region, "AKIAEXAMPLE".to_owned(), SecretString::from("secret"));
+    let connection = Connection::with_key(
+        endpoint,
+        region,
+        "AKIAEXAMPLE".to_owned(),
+        SecretString::from("secret"),
+    );
     (Ecr::new(connection, registry_id.map(|it| it.parse().unwrap()).as_ref()).await.unwrap(), calls)
 }
 
@@ -109,13 +123,19 @@ async fn what_a_registry_lacks_is_told_for_the_resource_that_needs_it_and_all_el
     let desired = wanted();
     let plan: Plan = plan(&desired, &observe(&ecr, &desired).await.unwrap());
 
-    let refused: Vec<_> = plan.refused.iter().map(|it| format!("{} {}", it.object, it.reason)).collect();
+    let refused: Vec<_> =
+        plan.refused.iter().map(|it| format!("{} {}", it.object, it.reason)).collect();
     let lacks = "Registry home UnsupportedByRegistry";
     assert_eq!(refused, [lacks, lacks, lacks, "Repository team/found AccessDeniedException"]);
-    for (what, refused) in ["account settings", "scanning configuration", "policy"].iter().zip(&plan.refused) {
+    for (what, refused) in
+        ["account settings", "scanning configuration", "policy"].iter().zip(&plan.refused)
+    {
         assert!(refused.message.contains(&format!("this registry has no {what}")), "{refused:?}");
     }
-    assert!(!calls.lock().unwrap().contains(&"GetLifecyclePolicy".to_owned()), "nothing asks for one that is there");
+    assert!(
+        !calls.lock().unwrap().contains(&"GetLifecyclePolicy".to_owned()),
+        "nothing asks for one that is there"
+    );
 
     let report = apply(&ecr, &plan, |_| {}).await;
     let [created, previewed] = report.outcomes.as_slice() else { panic!("{report:?}") };
@@ -125,8 +145,9 @@ async fn what_a_registry_lacks_is_told_for_the_resource_that_needs_it_and_all_el
     assert!(error.message.contains("HTTP status 404"), "{error}");
     assert!(!report.succeeded());
     let calls = calls.lock().unwrap();
-    let written =
-        calls.iter().filter(|it| !it.starts_with("Get") && !it.starts_with("List") && !it.starts_with("Describe"));
+    let written = calls.iter().filter(|it| {
+        !it.starts_with("Get") && !it.starts_with("List") && !it.starts_with("Describe")
+    });
     assert_eq!(written.collect::<Vec<_>>(), ["CreateRepository", "StartLifecyclePolicyPreview"]);
 }
 
@@ -136,10 +157,16 @@ async fn another_accounts_registry_is_not_taken_for_ones_own() {
     let desired = wanted();
     let settings = observe_settings(&ecr, &desired.settings).await;
     let observed = Observed { settings, ..Observed::default() };
-    let plan: Plan = plan(&Desired { repositories: Vec::new(), lifecycle_policies: Vec::new(), ..desired }, &observed);
+    let plan: Plan = plan(
+        &Desired { repositories: Vec::new(), lifecycle_policies: Vec::new(), ..desired },
+        &observed,
+    );
     assert!(plan.is_empty(), "{plan}");
     let refused: Vec<&str> = plan.refused.iter().map(|it| it.reason.as_str()).collect();
     assert_eq!(refused, ["RegistryIdMismatch"; 3]);
-    assert!(plan.refused[0].message.contains("belong to registry 123456789012, not to 210987654321"), "{plan}");
+    assert!(
+        plan.refused[0].message.contains("belong to registry 123456789012, not to 210987654321"),
+        "{plan}"
+    );
     assert_eq!(*calls.lock().unwrap(), ["DescribeRegistry"]);
 }

@@ -65,16 +65,19 @@ pub struct Registry {
 impl Registry {
     pub async fn of(server: &Wharfage) -> Self {
         // A request repeated after the crash would be neither acknowledged nor refused.
-        let config = server.ecr().config().to_builder().retry_config(RetryConfig::disabled()).build();
+        let config =
+            server.ecr().config().to_builder().retry_config(RetryConfig::disabled()).build();
         let ecr = aws_sdk_ecr::Client::from_conf(config);
         let answer = ecr.get_authorization_token().send().await.unwrap();
         let token = answer.authorization_data()[0].authorization_token().unwrap().to_owned();
-        let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build().unwrap();
+        let http =
+            reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build().unwrap();
         Self { url: server.url(), http, ecr, token }
     }
 
     fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
-        let url = if path.starts_with("http") { path.to_owned() } else { format!("{}{path}", self.url) };
+        let url =
+            if path.starts_with("http") { path.to_owned() } else { format!("{}{path}", self.url) };
         self.http.request(method, url).header("Authorization", format!("Basic {}", self.token))
     }
 
@@ -82,14 +85,18 @@ impl Registry {
     async fn push_blob(&self, repository: &str, bytes: &[u8]) -> Result<Digest, reqwest::Error> {
         use reqwest::Method;
         let digest = Digest::sha256(bytes);
-        let begin = self.request(Method::POST, &format!("/v2/{repository}/blobs/uploads/")).send().await?;
+        let begin =
+            self.request(Method::POST, &format!("/v2/{repository}/blobs/uploads/")).send().await?;
         let mut location = location_of(&begin.error_for_status()?);
         for part in bytes.chunks(bytes.len().div_ceil(2).max(1)) {
             let sent = self.request(Method::PATCH, &location).body(part.to_vec()).send().await?;
             location = location_of(&sent.error_for_status()?);
         }
         let separator = if location.contains('?') { '&' } else { '?' };
-        let end = self.request(Method::PUT, &format!("{location}{separator}digest={digest}")).send().await?;
+        let end = self
+            .request(Method::PUT, &format!("{location}{separator}digest={digest}"))
+            .send()
+            .await?;
         end.error_for_status()?;
         Ok(digest)
     }
@@ -117,7 +124,10 @@ impl Registry {
         manifest: Vec<u8>,
     ) -> Result<(), reqwest::Error> {
         let path = format!("/v2/{repository}/manifests/{reference}");
-        let put = self.request(reqwest::Method::PUT, &path).header("Content-Type", MANIFEST_TYPE).body(manifest);
+        let put = self
+            .request(reqwest::Method::PUT, &path)
+            .header("Content-Type", MANIFEST_TYPE)
+            .body(manifest);
         put.send().await?.error_for_status().map(drop)
     }
 
@@ -140,7 +150,11 @@ impl Registry {
         for descriptor in std::iter::once(&parsed["config"]).chain(layers) {
             let digest = descriptor["digest"].as_str().unwrap();
             let bytes = there(self.get(&format!("/v2/{repository}/blobs/{digest}")).await, digest)?;
-            assert_eq!(Digest::sha256(&bytes).as_str(), digest, "{repository}:{reference}: its bytes are whole");
+            assert_eq!(
+                Digest::sha256(&bytes).as_str(),
+                digest,
+                "{repository}:{reference}: its bytes are whole"
+            );
         }
         Ok(Digest::sha256(&manifest))
     }
@@ -149,7 +163,12 @@ impl Registry {
         let (status, body) = self.get(&format!("/v2/{repository}/tags/list")).await;
         assert_eq!(status, StatusCode::OK);
         let list: serde_json::Value = serde_json::from_slice(&body).unwrap();
-        list["tags"].as_array().unwrap().iter().map(|tag| tag.as_str().unwrap().to_owned()).collect()
+        list["tags"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|tag| tag.as_str().unwrap().to_owned())
+            .collect()
     }
 }
 
@@ -165,7 +184,11 @@ fn content(size: usize) -> Vec<u8> {
 }
 
 /// Pushes images under its own two tags, in turn, until the crash.
-async fn push_until_the_crash(registry: Registry, worker: usize, acknowledged: Acknowledged) -> Tags {
+async fn push_until_the_crash(
+    registry: Registry,
+    worker: usize,
+    acknowledged: Acknowledged,
+) -> Tags {
     let mut tags = Tags::default();
     for n in 0.. {
         let tag = format!("worker-{worker}-{}", n % 2);
@@ -198,7 +221,9 @@ async fn expire_until_the_crash(registry: Registry, round: usize) -> Tags {
     let mut tags = Tags::default();
     for n in 0.. {
         for (at, reference) in
-            [None, Some(format!("old-{}", n % 4)), Some(format!("keep-{round}-{}", n % 3))].iter().enumerate()
+            [None, Some(format!("old-{}", n % 4)), Some(format!("keep-{round}-{}", n % 3))]
+                .iter()
+                .enumerate()
         {
             let Ok(manifest) = registry.push_layers(EXPIRING).await else { return tags };
             let digest = Digest::sha256(&manifest);
@@ -215,8 +240,11 @@ async fn expire_until_the_crash(registry: Registry, round: usize) -> Tags {
                 (Err(_), _) => return tags,
             }
         }
-        let put =
-            registry.ecr.put_lifecycle_policy().repository_name(EXPIRING).lifecycle_policy_text(policy.to_string());
+        let put = registry
+            .ecr
+            .put_lifecycle_policy()
+            .repository_name(EXPIRING)
+            .lifecycle_policy_text(policy.to_string());
         if put.send().await.is_err() {
             return tags;
         }
@@ -229,7 +257,10 @@ async fn expire_until_the_crash(registry: Registry, round: usize) -> Tags {
 async fn check(registry: &Registry, expected: &Expected) {
     for ((repository, tag), possible) in expected {
         let found = registry.pull_whole(repository, tag).await.unwrap();
-        assert!(possible.contains(&found), "{repository}:{tag} is {found}, not one of {possible:?}");
+        assert!(
+            possible.contains(&found),
+            "{repository}:{tag} is {found}, not one of {possible:?}"
+        );
     }
     for repository in [PUSHED, EXPIRING] {
         for tag in registry.tags(repository).await {
@@ -270,9 +301,14 @@ async fn crash_again_and_again(launch: Launch) {
         drop(acknowledged);
         work.spawn(expire_until_the_crash(registry.clone(), round));
         // However slow the machine, most crashes come behind something that was acknowledged.
-        let _ = count.wait_for(|count| *count >= round % 4).await.expect("the workers go on until the crash");
+        let _ = count
+            .wait_for(|count| *count >= round % 4)
+            .await
+            .expect("the workers go on until the crash");
         // The moment is random: that of a process id and a clock is as good as any.
-        let spread = Digest::sha256(format!("{}{:?}", std::process::id(), std::time::Instant::now()).as_bytes());
+        let spread = Digest::sha256(
+            format!("{}{:?}", std::process::id(), std::time::Instant::now()).as_bytes(),
+        );
         let moment = u64::from_str_radix(&spread.hex()[..4], 16).unwrap() % 900;
         tokio::time::sleep(Duration::from_millis(moment)).await;
         server.kill9().await;
@@ -291,19 +327,33 @@ async fn an_upload_goes_on_after_kill_9_where_its_last_chunk_ended() {
     let mut server = wharfage().start().await;
     let registry = Registry::of(&server).await;
     registry.ecr.create_repository().repository_name(PUSHED).send().await.unwrap();
-    let begin = registry.request(reqwest::Method::POST, &format!("/v2/{PUSHED}/blobs/uploads/")).send().await.unwrap();
-    let sent = registry.request(reqwest::Method::PATCH, &location_of(&begin)).body(bytes[..600_000].to_vec());
+    let begin = registry
+        .request(reqwest::Method::POST, &format!("/v2/{PUSHED}/blobs/uploads/"))
+        .send()
+        .await
+        .unwrap();
+    let sent = registry
+        .request(reqwest::Method::PATCH, &location_of(&begin))
+        .body(bytes[..600_000].to_vec());
     let sent = sent.send().await.unwrap();
     assert_eq!(sent.headers()["range"], "0-599999");
     let path = location_of(&sent);
     server.kill9().await;
     server.start_again().await;
     let status = registry.request(reqwest::Method::GET, &path).send().await.unwrap();
-    assert_eq!((status.status(), &status.headers()["range"]), (StatusCode::NO_CONTENT, &"0-599999".parse().unwrap()));
+    assert_eq!(
+        (status.status(), &status.headers()["range"]),
+        (StatusCode::NO_CONTENT, &"0-599999".parse().unwrap())
+    );
     let digest = Digest::sha256(&bytes);
     let separator = if path.contains('?') { '&' } else { '?' };
     let end = registry.request(reqwest::Method::PUT, &format!("{path}{separator}digest={digest}"));
-    let end = end.header("Content-Range", "600000-999999").body(bytes[600_000..].to_vec()).send().await.unwrap();
+    let end = end
+        .header("Content-Range", "600000-999999")
+        .body(bytes[600_000..].to_vec())
+        .send()
+        .await
+        .unwrap();
     assert_eq!(end.status(), StatusCode::CREATED);
     let (status, pulled) = registry.get(&format!("/v2/{PUSHED}/blobs/{digest}")).await;
     assert_eq!((status, Digest::sha256(&pulled)), (StatusCode::OK, digest));

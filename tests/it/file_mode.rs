@@ -15,7 +15,10 @@ fn run_with_input(arguments: &[&str], input: &str) -> (i32, String) {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
-    (output.status.code().unwrap(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    (
+        output.status.code().unwrap(),
+        String::from_utf8([output.stdout, output.stderr].concat()).unwrap(),
+    )
 }
 
 #[tokio::test]
@@ -27,7 +30,17 @@ async fn several_files_and_standard_input_are_one_plan() {
     let file = more.path().join("web.yaml");
     std::fs::write(&file, repository("web", "")).unwrap();
     let arguments = |command| {
-        [command, "-f", folder.path().to_str().unwrap(), "-f", file.to_str().unwrap(), "-f", "-", "--data", data]
+        [
+            command,
+            "-f",
+            folder.path().to_str().unwrap(),
+            "-f",
+            file.to_str().unwrap(),
+            "-f",
+            "-",
+            "--data",
+            data,
+        ]
     };
     let input = json!({ "apiVersion": "v1", "kind": "List", "items": [{
         "apiVersion": "wharfage.dev/v1alpha1", "kind": "Repository", "metadata": { "name": "api", "namespace": "team" },
@@ -38,13 +51,19 @@ async fn several_files_and_standard_input_are_one_plan() {
     assert!(text.contains("2 to create."), "{text}");
     let (code, text) = run_with_input(&arguments("apply"), &input.to_string());
     assert_eq!(code, 0, "{text}");
-    assert!(found(&program.ecr(), "team/api").await.is_some() && found(&program.ecr(), "team/web").await.is_some());
+    assert!(
+        found(&program.ecr(), "team/api").await.is_some()
+            && found(&program.ecr(), "team/web").await.is_some()
+    );
 
     let (code, text) = run_with_input(&arguments("plan"), "a: [");
     assert_eq!(code, 1);
     assert!(text.contains("(standard input): is not valid YAML: line"), "{text}");
     let (code, text) = run_with_input(&["plan", "-f", "-", "-f", "-"], "");
-    assert_eq!((code, text.as_str()), (1, "error: standard input (-) can be read once only: give it once\n"));
+    assert_eq!(
+        (code, text.as_str()),
+        (1, "error: standard input (-) can be read once only: give it once\n")
+    );
 }
 
 #[tokio::test]
@@ -65,8 +84,7 @@ async fn a_plan_shows_the_changed_member_in_text_and_both_sides_in_json() {
     folder.write("stray.txt", "not read");
     let (code, text) = run_on("plan", folder.path(), program.data(), &[]);
     assert_eq!(code, 2, "{text}");
-    let line =
-        r#"repositoryPolicy.Statement[Sid=pull].Action: ["ecr:BatchGetImage"] -> ["ecr:BatchGetImage","ecr:PutImage"]"#;
+    let line = r#"repositoryPolicy.Statement[Sid=pull].Action: ["ecr:BatchGetImage"] -> ["ecr:BatchGetImage","ecr:PutImage"]"#;
     assert!(text.lines().any(|it| it.trim() == line), "{text}");
     let (_, text) = run_on("plan", folder.path(), program.data(), &["--output", "json"]);
     let json: Value = serde_json::from_str(&text).unwrap();
@@ -86,8 +104,12 @@ async fn what_a_kustomization_leaves_out_is_not_applied_and_said() {
     folder.write("web.yaml", &repository("web", ""));
     folder.write("kustomization.yaml", "resources: [registry.yaml, api.yaml]");
     let program = wharfage().up(folder.path()).arg("--once").start().await;
-    program.wait_for(|line| line.contains("kustomization.yaml does not list web.yaml").then_some(()));
-    assert!(found(&program.ecr(), "team/api").await.is_some() && found(&program.ecr(), "team/web").await.is_none());
+    program
+        .wait_for(|line| line.contains("kustomization.yaml does not list web.yaml").then_some(()));
+    assert!(
+        found(&program.ecr(), "team/api").await.is_some()
+            && found(&program.ecr(), "team/web").await.is_none()
+    );
     let (code, text) = run_on("plan", folder.path(), program.data(), &["--output", "json"]);
     let json: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(
@@ -111,7 +133,11 @@ fn programs_are_told_what_is_wrong_with_manifests() {
         (serde_json::from_slice::<Value>(&output.stdout).unwrap(), text)
     };
     for command in ["plan", "apply"] {
-        std::fs::write(folder.path().join("api.yaml"), repository("api", "imageTagMutability: NONE")).unwrap();
+        std::fs::write(
+            folder.path().join("api.yaml"),
+            repository("api", "imageTagMutability: NONE"),
+        )
+        .unwrap();
         std::fs::write(folder.path().join("web.yaml"), "a: [").unwrap();
         let (told, text) = json(command);
         let problems = told["problems"].as_array().unwrap();
@@ -127,7 +153,12 @@ fn programs_are_told_what_is_wrong_with_manifests() {
         );
         assert_eq!(problems[1]["file"], "web.yaml");
         assert_eq!((&told["registries"], told.get("error")), (&json!([]), None));
-        assert!(text.contains("api.yaml:4 (document 1): Repository team/api: spec.imageTagMutability: "), "{text}");
+        assert!(
+            text.contains(
+                "api.yaml:4 (document 1): Repository team/api: spec.imageTagMutability: "
+            ),
+            "{text}"
+        );
 
         std::fs::remove_file(folder.path().join("web.yaml")).unwrap();
         std::fs::write(folder.path().join("api.yaml"), repository("api", "")).unwrap();

@@ -26,7 +26,9 @@ fn modules(source: &Path) -> BTreeMap<Module, String> {
                 (true, _) if path.join("Cargo.toml").exists() => {}
                 (true, _) => folders.push((path, child)),
                 (false, "tests" | "properties" | "naive" | "main" | "Cargo") => {}
-                (false, "mod" | "lib") => drop(found.insert(module.clone(), std::fs::read_to_string(path).unwrap())),
+                (false, "mod" | "lib") => {
+                    drop(found.insert(module.clone(), std::fs::read_to_string(path).unwrap()))
+                }
                 (false, _) => drop(found.insert(child, std::fs::read_to_string(path).unwrap())),
             }
         }
@@ -71,11 +73,18 @@ fn expand(tree: &str) -> Vec<String> {
         parts.last_mut().unwrap().push(character);
     }
     let parts = parts.iter().filter(|part| !part.trim().is_empty());
-    parts.flat_map(|part| expand(part.trim())).map(|part| format!("{}{part}", prefix.trim())).collect()
+    parts
+        .flat_map(|part| expand(part.trim()))
+        .map(|part| format!("{}{part}", prefix.trim()))
+        .collect()
 }
 
 /// The module that a path in `module` leads into, and whether the path is the module itself.
-fn resolve(known: &BTreeMap<Module, String>, module: &Module, path: &[&str]) -> Option<(Module, bool)> {
+fn resolve(
+    known: &BTreeMap<Module, String>,
+    module: &Module,
+    path: &[&str],
+) -> Option<(Module, bool)> {
     let mut place = module.clone();
     let mut names = path.iter().peekable();
     match *names.peek()? {
@@ -104,7 +113,8 @@ fn resolve(known: &BTreeMap<Module, String>, module: &Module, path: &[&str]) -> 
 
 /// Finds the paths in code that are no `use`, as lists of names.
 fn paths(code: &str) -> Vec<Vec<&str>> {
-    let is_name = |character: char| character.is_alphanumeric() || character == '_' || character == ':';
+    let is_name =
+        |character: char| character.is_alphanumeric() || character == '_' || character == ':';
     let words = code.split(|character| !is_name(character)).filter(|word| word.contains("::"));
     words.map(|word| word.split("::").filter(|name| !name.is_empty()).collect()).collect()
 }
@@ -137,9 +147,13 @@ fn imports(known: &BTreeMap<Module, String>) -> Graph {
             }
         }
         body.push_str(left);
-        for path in uses.iter().flat_map(|tree| expand(&tree.split_whitespace().collect::<Vec<_>>().join(" "))) {
-            let (path, alias) =
-                path.split_once(" as ").map_or((path.as_str(), None), |(path, alias)| (path, Some(alias)));
+        for path in uses
+            .iter()
+            .flat_map(|tree| expand(&tree.split_whitespace().collect::<Vec<_>>().join(" ")))
+        {
+            let (path, alias) = path
+                .split_once(" as ")
+                .map_or((path.as_str(), None), |(path, alias)| (path, Some(alias)));
             let mut path: Vec<&str> = path.split("::").map(str::trim).collect();
             if path.len() > 1 && path.last() == Some(&"self") {
                 path.pop();
@@ -174,7 +188,9 @@ fn cycles(graph: &Graph, of: &BTreeSet<Module>) -> Vec<BTreeSet<Module>> {
     let reach = |from: &Module| {
         let (mut reached, mut next) = (BTreeSet::new(), vec![from]);
         while let Some(module) = next.pop() {
-            for target in graph.get(module).into_iter().flatten().filter(|target| of.contains(*target)) {
+            for target in
+                graph.get(module).into_iter().flatten().filter(|target| of.contains(*target))
+            {
                 if reached.insert(target.clone()) {
                     next.push(target);
                 }
@@ -182,7 +198,8 @@ fn cycles(graph: &Graph, of: &BTreeSet<Module>) -> Vec<BTreeSet<Module>> {
         }
         reached
     };
-    let reached: BTreeMap<&Module, BTreeSet<Module>> = of.iter().map(|module| (module, reach(module))).collect();
+    let reached: BTreeMap<&Module, BTreeSet<Module>> =
+        of.iter().map(|module| (module, reach(module))).collect();
     let mut groups = BTreeSet::new();
     for (module, targets) in &reached {
         let mut group: BTreeSet<Module> =
@@ -201,7 +218,10 @@ fn cycles_beyond_families(graph: &Graph, of: &BTreeSet<Module>) -> Vec<BTreeSet<
         // Sorted, so that a parent is before its descendants.
         Some(parent) if group.iter().all(|module| module.starts_with(parent)) => {
             let parent = parent.clone();
-            cycles_beyond_families(graph, &group.into_iter().filter(|module| *module != parent).collect())
+            cycles_beyond_families(
+                graph,
+                &group.into_iter().filter(|module| *module != parent).collect(),
+            )
         }
         _ => vec![group],
     };
@@ -221,8 +241,12 @@ fn top_level(graph: &Graph) -> Graph {
 }
 
 /// The layers of the registry, from the lowest. A module may import modules of lower layers only.
-const REGISTRY_LAYERS: [&[&str]; 4] =
-    [&["auth", "config", "json", "metrics"], &["message", "service"], &["oci", "ecr", "query"], &["http"]];
+const REGISTRY_LAYERS: [&[&str]; 4] = [
+    &["auth", "config", "json", "metrics"],
+    &["message", "service"],
+    &["oci", "ecr", "query"],
+    &["http"],
+];
 
 /// Finds the imports between top-level modules that do not lead to a lower layer, and modules without a layer.
 fn against_layers(graph: &Graph, layers: &[&[&str]]) -> Vec<String> {
@@ -239,7 +263,11 @@ fn against_layers(graph: &Graph, layers: &[&[&str]]) -> Vec<String> {
         }
         let other = imported.iter().filter(|target| target.first() != module.first());
         let wrong = other.filter(|target| layer(target) >= own);
-        found.extend(wrong.map(|target| format!("{} imports crate::{}", module.join("::"), target.join("::"))));
+        found.extend(
+            wrong.map(|target| {
+                format!("{} imports crate::{}", module.join("::"), target.join("::"))
+            }),
+        );
     }
     found
 }
@@ -260,10 +288,18 @@ fn no_import_cycles_between_modules() {
         found += graph.values().map(BTreeSet::len).sum::<usize>();
         // Parts of a layer may name each other; the layers of a crate that has several may not.
         if path.ends_with("operator") {
-            assert_eq!(cycles_beyond_families(&graph, &all(&graph)), Vec::<BTreeSet<Module>>::new());
+            assert_eq!(
+                cycles_beyond_families(&graph, &all(&graph)),
+                Vec::<BTreeSet<Module>>::new()
+            );
         } else if path.ends_with("domain") || path.ends_with("process") || *path == root {
             let top = top_level(&graph);
-            assert_eq!(cycles(&top, &all(&top)), Vec::<BTreeSet<Module>>::new(), "{}", path.display());
+            assert_eq!(
+                cycles(&top, &all(&top)),
+                Vec::<BTreeSet<Module>>::new(),
+                "{}",
+                path.display()
+            );
         }
     }
     assert!(found > 500, "the scan finds imports");
@@ -273,9 +309,12 @@ fn no_import_cycles_between_modules() {
 fn registry_modules_import_lower_layers_only() {
     let known = modules(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/registry"));
     assert_eq!(against_layers(&imports(&known), &REGISTRY_LAYERS), Vec::<String>::new());
-    for (module, text) in known.iter().filter(|(module, _)| module.first().is_some_and(|name| name == "service")) {
+    for (module, text) in
+        known.iter().filter(|(module, _)| module.first().is_some_and(|name| name == "service"))
+    {
         let text = code(text);
-        let http = paths(&text).into_iter().find(|path| ["http", "http_body", "hyper"].contains(&path[0]));
+        let http =
+            paths(&text).into_iter().find(|path| ["http", "http_body", "hyper"].contains(&path[0]));
         assert_eq!(http, None, "{}", module.join("::"));
     }
 }
@@ -312,7 +351,10 @@ fn import_check_finds_every_way_to_import() {
         "#[cfg(test)]\nmod tests {\n    use crate::a::b::Thing;\n}",
         "use other::a::b;",
     ] {
-        assert!(made_up(&[("a", ""), ("a/b", ""), ("a/c", text)]).values().all(BTreeSet::is_empty), "{text}");
+        assert!(
+            made_up(&[("a", ""), ("a/b", ""), ("a/c", text)]).values().all(BTreeSet::is_empty),
+            "{text}"
+        );
     }
 }
 
@@ -327,7 +369,10 @@ fn import_check_allows_parents_and_children_only() {
     assert_eq!(beyond(&[root, ("o/a", "mod c; pub use c::C;"), siblings[0], siblings[1]]), 1);
     // Through a child: the family is not alone in its cycle.
     let through = ("o/a/c", "use crate::o::b::B;");
-    assert_eq!(beyond(&[root, ("o/a", "mod c; pub use c::C;"), through, ("o/b", "use super::a::A;")]), 1);
+    assert_eq!(
+        beyond(&[root, ("o/a", "mod c; pub use c::C;"), through, ("o/b", "use super::a::A;")]),
+        1
+    );
 }
 
 #[test]

@@ -50,8 +50,20 @@ async fn dead_jobs_are_listed_and_requeued_while_the_registry_serves() {
             let jobs = dead(&server);
             assert_eq!(jobs.len(), 1);
             assert_eq!(
-                (&jobs[0]["kind"], &jobs[0]["key"], &jobs[0]["state"], &jobs[0]["attempts"], &jobs[0]["lastError"]),
-                (&"lifecycle".into(), &"4711".into(), &"dead".into(), &10.into(), &"it broke".into())
+                (
+                    &jobs[0]["kind"],
+                    &jobs[0]["key"],
+                    &jobs[0]["state"],
+                    &jobs[0]["attempts"],
+                    &jobs[0]["lastError"]
+                ),
+                (
+                    &"lifecycle".into(),
+                    &"4711".into(),
+                    &"dead".into(),
+                    &10.into(),
+                    &"it broke".into()
+                )
             );
             assert!(printed(server.command(&["jobs", "list"])).contains("it broke"));
             let id = jobs[0]["id"].to_string();
@@ -85,10 +97,15 @@ async fn a_deletion_leaves_what_a_blob_is_made_of() {
                         '{\"writer\": \"\", \"generation\": \"' || generation || '\"}' FROM blob",
             )
             .await;
-            while !printed(server.command(&["jobs", "list", "--kind", "delete-generation"])).is_empty() {
+            while !printed(server.command(&["jobs", "list", "--kind", "delete-generation"]))
+                .is_empty()
+            {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            assert_eq!(repository.get(&repository.blob(&digest)).await.assert_status(200).body, bytes);
+            assert_eq!(
+                repository.get(&repository.blob(&digest)).await.assert_status(200).body,
+                bytes
+            );
         }
     }
 }

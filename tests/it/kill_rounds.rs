@@ -48,8 +48,9 @@ impl Bed {
         let (database, bucket) = (postgres.database().await, s3.bucket().await);
         let replica = async || {
             let launch = wharfage().env("WHARFAGE_DATABASE_URL", &database).on_s3(&bucket);
-            let launch =
-                launch.env("WHARFAGE_ACCESS_KEY_ID", "AKIAROUNDS").env("WHARFAGE_SECRET_ACCESS_KEY", "wonderland");
+            let launch = launch
+                .env("WHARFAGE_ACCESS_KEY_ID", "AKIAROUNDS")
+                .env("WHARFAGE_SECRET_ACCESS_KEY", "wonderland");
             launch.start().await
         };
         Self { replicas: [replica().await, replica().await], postgres, s3 }
@@ -137,7 +138,10 @@ async fn what_was_acknowledged_survives_kill_9_of_a_replica_of_postgres_and_of_s
         // Its return value would lock the count.
         let recovered = tokio::time::timeout(STARTUP, recovered).await.is_ok();
         if !recovered {
-            panic!("nothing is pushed any more after kill -9 of {victim:?}:\n{}", bed.replicas[0].output());
+            panic!(
+                "nothing is pushed any more after kill -9 of {victim:?}:\n{}",
+                bed.replicas[0].output()
+            );
         }
         stop.send_replace(true);
         let mut pushed = Pushed::new();

@@ -67,12 +67,16 @@ async fn metrics_count_requests_bytes_uploads_and_jobs() {
     let (status, metrics) = get(&admin, "/metrics").await;
     assert_eq!(status, 200);
     assert!(metrics.ends_with("# EOF\n"), "{metrics}");
-    let requests = |labels: &str| sample(&metrics, &format!("wharfage_http_requests_total{{{labels}}}"));
+    let requests =
+        |labels: &str| sample(&metrics, &format!("wharfage_http_requests_total{{{labels}}}"));
     assert_eq!(requests("operation=\"CreateRepository\",status=\"200\""), 1.0);
     assert_eq!(requests("operation=\"POST upload\",status=\"202\""), 2.0);
     assert_eq!(requests("operation=\"PUT upload\",status=\"201\""), 1.0);
     assert_eq!(requests("operation=\"GET manifest\",status=\"404\""), 1.0);
-    assert_eq!(sample(&metrics, "wharfage_http_request_duration_seconds_count{operation=\"GET blob\"}"), 1.0);
+    assert_eq!(
+        sample(&metrics, "wharfage_http_request_duration_seconds_count{operation=\"GET blob\"}"),
+        1.0
+    );
     assert_eq!(sample(&metrics, "wharfage_received_bytes_total"), 12_345.0);
     assert_eq!(sample(&metrics, "wharfage_sent_bytes_total"), 12_345.0);
     assert_eq!(sample(&metrics, "wharfage_uploads_open"), 1.0);
@@ -80,7 +84,10 @@ async fn metrics_count_requests_bytes_uploads_and_jobs() {
     // A policy's job runs sooner or later.
     loop {
         let (_, metrics) = get(&admin, "/metrics").await;
-        if metrics.lines().any(|line| line.starts_with("wharfage_jobs_ended_total{") && line.contains("done")) {
+        if metrics
+            .lines()
+            .any(|line| line.starts_with("wharfage_jobs_ended_total{") && line.contains("done"))
+        {
             break;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -99,11 +106,18 @@ async fn a_deny_that_is_not_enforced_yet_is_logged_without_the_policy() {
         )
     };
     for effect in ["Allow", "Deny"] {
-        ecr.set_repository_policy().repository_name(name).policy_text(policy(effect, "")).send().await.unwrap();
+        ecr.set_repository_policy()
+            .repository_name(name)
+            .policy_text(policy(effect, ""))
+            .send()
+            .await
+            .unwrap();
         let text = policy(effect, r#","Resource":"*""#);
         ecr.put_registry_policy().policy_text(text).send().await.unwrap();
     }
-    server.wait_for(|line| (line.contains("a repository policy has a Deny") && line.contains(&**name)).then_some(()));
+    server.wait_for(|line| {
+        (line.contains("a repository policy has a Deny") && line.contains(&**name)).then_some(())
+    });
     server.wait_for(|line| line.contains("the registry's policy has a Deny").then_some(()));
     let warned = server.output().lines().filter(|line| line.contains("has a Deny")).count();
     assert_eq!(warned, 2, "{}", server.output());
@@ -133,7 +147,8 @@ async fn a_stop_lets_a_running_push_end_and_is_told_by_readyz() {
         feed.poll_recv(cx).map(|piece| piece.map(Ok::<_, std::io::Error>))
     }));
     let digest = Digest::sha256(&bytes);
-    let put = repository.call(Method::PUT, &with_parameter(&location, "digest", &digest)).body(body);
+    let put =
+        repository.call(Method::PUT, &with_parameter(&location, "digest", &digest)).body(body);
     let put = tokio::spawn(put.send());
     pieces.send(bytes[..60_000].to_vec()).await.unwrap();
     // The request runs once the server has counted some of its bytes.
@@ -181,16 +196,24 @@ async fn a_stop_that_is_to_be_heard_of_first_takes_requests_until_then() {
 
 #[tokio::test]
 async fn a_root_key_that_was_given_is_not_written_down() {
-    let given =
-        || bed::wharfage().env("WHARFAGE_ACCESS_KEY_ID", "AKIAGIVEN").env("WHARFAGE_SECRET_ACCESS_KEY", "wonderland");
+    let given = || {
+        bed::wharfage()
+            .env("WHARFAGE_ACCESS_KEY_ID", "AKIAGIVEN")
+            .env("WHARFAGE_SECRET_ACCESS_KEY", "wonderland")
+    };
     let files = |folder: &std::path::Path| -> Vec<_> {
-        let names = std::fs::read_dir(folder).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap());
+        let names = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|it| it.unwrap().file_name().into_string().unwrap());
         names.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
     };
     let server = given().start().await;
     assert_eq!(files(server.data()), ["lock", "registries"]);
     let kept = files(&server.data().join("registries/default"));
-    assert!(kept.iter().any(|name| name == "blobs") && !kept.iter().any(|name| name == "root-key.json"), "{kept:?}");
+    assert!(
+        kept.iter().any(|name| name == "blobs") && !kept.iter().any(|name| name == "root-key.json"),
+        "{kept:?}"
+    );
 
     let server = given().on_postgres_and_s3().await.start().await;
     assert_eq!(files(server.data()), Vec::<String>::new());
@@ -250,7 +273,10 @@ async fn each_line_of_the_json_log_is_an_object_and_a_request_has_its_id() {
         let line = lines.iter().find(|line| line["request_id"] == id && line["status"].is_u64());
         let line = line.unwrap_or_else(|| panic!("no line of {id} in\n{output}"));
         assert_eq!(line["status"], answer.status.as_u16(), "{line}");
-        assert!(line["method"].is_string() && line["path"].is_string() && line["operation"].is_string(), "{line}");
+        assert!(
+            line["method"].is_string() && line["path"].is_string() && line["operation"].is_string(),
+            "{line}"
+        );
         assert!(line["timestamp"].is_string() && line["level"].is_string(), "{line}");
     }
 }
@@ -266,11 +292,16 @@ async fn no_secret_is_in_the_log() {
     let token = repository.authorization().strip_prefix("Basic ").unwrap().to_owned();
     // Where people misplace it.
     repository.get(&format!("/v2/?token={token}")).await.assert_status(200);
-    repository.anonymous(Method::GET, "/v2/").header("Authorization", &format!("Bearer {token}")).send().await;
+    repository
+        .anonymous(Method::GET, "/v2/")
+        .header("Authorization", &format!("Bearer {token}"))
+        .send()
+        .await;
     let (_, output) = server.stop("TERM").await;
     assert!(output.contains("DEBUG"), "{output}");
-    let decoded =
-        String::from_utf8(base64::Engine::decode(&base64::engine::general_purpose::STANDARD, &token).unwrap());
+    let decoded = String::from_utf8(
+        base64::Engine::decode(&base64::engine::general_purpose::STANDARD, &token).unwrap(),
+    );
     let password = decoded.unwrap().strip_prefix("AWS:").unwrap().to_owned();
     for hidden in [&secret, &token, &password] {
         assert!(!output.contains(hidden.as_str()), "{output}");

@@ -35,7 +35,10 @@ impl Bed {
         program.wait_for(|line| line.contains("wharfage env").then_some(()));
         std::fs::write(
             &file,
-            format!("{FOLDER}---\n{}", FOLDER.replace("name: api", "name: web").split_once("---\n").unwrap().1),
+            format!(
+                "{FOLDER}---\n{}",
+                FOLDER.replace("name: api", "name: web").split_once("---\n").unwrap().1
+            ),
         )
         .unwrap();
         Self { program, folder }
@@ -43,7 +46,8 @@ impl Bed {
 
     /// Every command that prints to standard output, and its exit code where that can be written.
     fn commands(&self) -> Vec<(Vec<&str>, i32)> {
-        let (folder, at) = (self.folder.path().to_str().unwrap(), self.program.data().to_str().unwrap());
+        let (folder, at) =
+            (self.folder.path().to_str().unwrap(), self.program.data().to_str().unwrap());
         vec![
             (vec!["--help"], 0),
             (vec!["--version"], 0),
@@ -85,7 +89,8 @@ async fn output_that_is_lost_is_an_error() {
         let complaint = String::from_utf8(lost.stderr).unwrap();
         assert_eq!(lost.status.code(), Some(1), "{arguments:?}: {complaint}");
         assert_eq!(
-            complaint, "error: cannot write to standard output: No space left on device (os error 28)\n",
+            complaint,
+            "error: cannot write to standard output: No space left on device (os error 28)\n",
             "{arguments:?}"
         );
     }

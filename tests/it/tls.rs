@@ -18,7 +18,8 @@ const NAME: &str = "registry.example.com";
 
 /// Puts a new certificate into the folder; it in PEM.
 fn issue(folder: &Path) -> String {
-    let rcgen::CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed([NAME.to_owned()]).unwrap();
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed([NAME.to_owned()]).unwrap();
     std::fs::write(folder.join("tls.key"), signing_key.serialize_pem()).unwrap();
     std::fs::write(folder.join("tls.crt"), cert.pem()).unwrap();
     cert.pem()
@@ -26,7 +27,11 @@ fn issue(folder: &Path) -> String {
 
 async fn start(folder: &Path) -> Wharfage {
     let file = |name: &str| folder.join(name).to_str().unwrap().to_owned();
-    let launch = bed::wharfage().arg("--tls-cert").arg(&file("tls.crt")).arg("--tls-key").arg(&file("tls.key"));
+    let launch = bed::wharfage()
+        .arg("--tls-cert")
+        .arg(&file("tls.crt"))
+        .arg("--tls-key")
+        .arg(&file("tls.key"));
     launch.start().await
 }
 
@@ -75,7 +80,8 @@ async fn http2(
     body: Vec<u8>,
 ) -> (http::response::Parts, Vec<u8>) {
     let mut ready = client.clone().ready().await.unwrap();
-    let (answer, mut sending) = ready.send_request(request.body(()).unwrap(), body.is_empty()).unwrap();
+    let (answer, mut sending) =
+        ready.send_request(request.body(()).unwrap(), body.is_empty()).unwrap();
     let mut rest = bytes::Bytes::from(body);
     while !rest.is_empty() {
         sending.reserve_capacity(rest.len());
@@ -101,7 +107,8 @@ async fn who_offers_http_2_gets_it_for_both_apis() {
     let repository = &target.repository;
     let mut client = certificate.connect_http2(authority).await;
     let request = |method: &str, path: &str| {
-        let request = http::Request::builder().method(method).uri(format!("https://{authority}{path}"));
+        let request =
+            http::Request::builder().method(method).uri(format!("https://{authority}{path}"));
         request.header("authorization", repository.authorization())
     };
     let bytes = unique(3 * 1024 * 1024);
@@ -109,10 +116,12 @@ async fn who_offers_http_2_gets_it_for_both_apis() {
     let path = with_parameter(&repository.uploads(), "digest", &digest);
     let (pushed, _) = http2(&mut client, request("POST", &path), bytes.clone()).await;
     assert_eq!(pushed.status, 201);
-    let (pulled, body) = http2(&mut client, request("GET", &repository.blob(&digest)), Vec::new()).await;
+    let (pulled, body) =
+        http2(&mut client, request("GET", &repository.blob(&digest)), Vec::new()).await;
     assert_eq!((pulled.status.as_u16(), body == bytes), (200, true));
     assert_eq!(pulled.headers["docker-content-digest"], digest.as_str());
-    let (absent, _) = http2(&mut client, request("GET", &repository.manifest("absent")), Vec::new()).await;
+    let (absent, _) =
+        http2(&mut client, request("GET", &repository.manifest("absent")), Vec::new()).await;
     assert_eq!(absent.status, 404);
 
     // The host is in the signature, and by HTTP/2 in the target alone.
@@ -125,7 +134,8 @@ async fn who_offers_http_2_gets_it_for_both_apis() {
     assert_eq!(described.status, 200, "{}", String::from_utf8_lossy(&body));
 
     // A refusal that comes before the body ends that stream alone.
-    let elsewhere = http2(&mut client, request("PATCH", "/v2/no/such/blobs/uploads/x"), Vec::new()).await;
+    let elsewhere =
+        http2(&mut client, request("PATCH", "/v2/no/such/blobs/uploads/x"), Vec::new()).await;
     assert_eq!(elsewhere.0.status, 404);
     let (again, _) = http2(&mut client, request("GET", "/v2/"), Vec::new()).await;
     assert_eq!(again.status, 200);
@@ -157,11 +167,15 @@ async fn a_layer_may_come_in_many_small_pieces() {
         let mut stream = certificate.connect(target.server.tls_authority(), &["http/1.1"]).await;
         let digest = wharfage::names::Digest::sha256(&piece.repeat(pieces));
         let path = with_parameter(&target.repository.uploads(), "digest", &digest);
-        let head = target.head("POST", &path, "Transfer-Encoding: chunked\r\nConnection: close\r\n");
+        let head =
+            target.head("POST", &path, "Transfer-Encoding: chunked\r\nConnection: close\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
         let chunk = [format!("{size:x}\r\n").as_bytes(), &piece, b"\r\n"].concat();
         for number in 0..pieces {
-            stream.write_all(&chunk).await.unwrap_or_else(|error| panic!("cut off after {number} pieces: {error}"));
+            stream
+                .write_all(&chunk)
+                .await
+                .unwrap_or_else(|error| panic!("cut off after {number} pieces: {error}"));
         }
         stream.write_all(b"0\r\n\r\n").await.unwrap();
         // Bytes that the socket did not accept at once wait for this.

@@ -23,9 +23,14 @@ pub(crate) async fn execute(
     arn: Option<&str>,
     call: &RepositoryCall,
 ) -> Result<Option<Listed>, ApiError> {
-    let name = key.repository().ok_or_else(|| client_error("the step names no repository".to_owned()))?;
-    if let RepositoryCall::CreateRepository { tag_mutability, scan_on_push, encryption, tags } = call {
-        return create(ecr, name, tag_mutability, *scan_on_push, encryption.as_ref(), tags).await.map(Some);
+    let name =
+        key.repository().ok_or_else(|| client_error("the step names no repository".to_owned()))?;
+    if let RepositoryCall::CreateRepository { tag_mutability, scan_on_push, encryption, tags } =
+        call
+    {
+        return create(ecr, name, tag_mutability, *scan_on_push, encryption.as_ref(), tags)
+            .await
+            .map(Some);
     }
     change(ecr, name, arn, call).await.map(|()| None)
 }
@@ -52,15 +57,24 @@ async fn create(
             .encryption_type(EncryptionType::from(kind.as_str()))
             .set_kms_key(key.clone())
             .build();
-        request = request.encryption_configuration(configuration.map_err(|error| client_error(error.to_string()))?);
+        request = request.encryption_configuration(
+            configuration.map_err(|error| client_error(error.to_string()))?,
+        );
     }
     let answer = request.send().await.map_err(|error| api_error(&error))?;
     Listed::read(
-        answer.repository().ok_or_else(|| client_error(format!("the registry did not say what {name} became")))?,
+        answer
+            .repository()
+            .ok_or_else(|| client_error(format!("the registry did not say what {name} became")))?,
     )
 }
 
-async fn change(ecr: &Ecr, name: &RepositoryName, arn: Option<&str>, call: &RepositoryCall) -> Result<(), ApiError> {
+async fn change(
+    ecr: &Ecr,
+    name: &RepositoryName,
+    arn: Option<&str>,
+    call: &RepositoryCall,
+) -> Result<(), ApiError> {
     let (client, registry, repository) = (&ecr.client, ecr.registry_id.clone(), name.as_str());
     let arn = || arn.ok_or_else(|| client_error(format!("the ARN of {name} is not known")));
     /// Sends a request. `gone` is the error's code if there is nothing to delete any more, which is a success.
@@ -98,7 +112,11 @@ async fn change(ecr: &Ecr, name: &RepositoryName, arn: Option<&str>, call: &Repo
             send!(client.untag_resource().resource_arn(arn()?).set_tag_keys(Some(keys.clone())))
         }
         RepositoryCall::SetRepositoryPolicy(text) => send!(
-            client.set_repository_policy().set_registry_id(registry).repository_name(repository).policy_text(text)
+            client
+                .set_repository_policy()
+                .set_registry_id(registry)
+                .repository_name(repository)
+                .policy_text(text)
         ),
         RepositoryCall::DeleteRepositoryPolicy => send!(
             client.delete_repository_policy().set_registry_id(registry).repository_name(repository),
@@ -126,7 +144,9 @@ async fn change(ecr: &Ecr, name: &RepositoryName, arn: Option<&str>, call: &Repo
             client.delete_repository().set_registry_id(registry).repository_name(repository).force(*force),
             gone: "RepositoryNotFoundException"
         ),
-        RepositoryCall::CreateRepository { .. } => Err(client_error(format!("{name} exists already"))),
+        RepositoryCall::CreateRepository { .. } => {
+            Err(client_error(format!("{name} exists already")))
+        }
     }
 }
 
@@ -134,7 +154,9 @@ fn mutability(wanted: &TagMutability) -> ImageTagMutability {
     ImageTagMutability::from(wanted.mode.as_str())
 }
 
-fn filters(wanted: &TagMutability) -> Result<Option<Vec<ImageTagMutabilityExclusionFilter>>, ApiError> {
+fn filters(
+    wanted: &TagMutability,
+) -> Result<Option<Vec<ImageTagMutabilityExclusionFilter>>, ApiError> {
     if wanted.exclusions.is_empty() {
         return Ok(None);
     }
@@ -154,5 +176,9 @@ fn scanning(scan_on_push: bool) -> ImageScanningConfiguration {
 
 fn tags(wanted: &BTreeMap<String, String>) -> Result<Vec<Tag>, ApiError> {
     let tag = |(key, value): (&String, &String)| Tag::builder().key(key).value(value).build();
-    wanted.iter().map(tag).collect::<Result<_, _>>().map_err(|error| client_error(error.to_string()))
+    wanted
+        .iter()
+        .map(tag)
+        .collect::<Result<_, _>>()
+        .map_err(|error| client_error(error.to_string()))
 }

@@ -5,4 +5,6 @@ mod observe;
 
 pub(crate) use execute::execute;
 pub(crate) use observe::observe;
-pub use observe::{ImageUsage, Listed, Listing, RepositoryNeeds, find, list, observe_repository, usage};
+pub use observe::{
+    ImageUsage, Listed, Listing, RepositoryNeeds, find, list, observe_repository, usage,
+};

@@ -84,7 +84,9 @@ impl Listed {
                 .image_scanning_configuration()
                 .is_some_and(types::ImageScanningConfiguration::scan_on_push),
             encryption: match found.encryption_configuration() {
-                Some(it) => (it.encryption_type().as_str().to_owned(), it.kms_key().map(str::to_owned)),
+                Some(it) => {
+                    (it.encryption_type().as_str().to_owned(), it.kms_key().map(str::to_owned))
+                }
                 None => ("AES256".to_owned(), None),
             },
         })
@@ -136,8 +138,9 @@ struct Needs<'a> {
 impl<'a> Needs<'a> {
     fn of(desired: &'a Desired) -> Self {
         let policies = desired.lifecycle_policies.iter();
-        let previewed =
-            |it: &&DesiredLifecyclePolicy| it.mode == LifecycleMode::Preview && it.by == EnforcedBy::Registry;
+        let previewed = |it: &&DesiredLifecyclePolicy| {
+            it.mode == LifecycleMode::Preview && it.by == EnforcedBy::Registry
+        };
         let previews = policies.clone().filter(previewed);
         let with_policy = desired.repositories.iter().filter(|it| it.policy.is_some());
         Self {
@@ -199,11 +202,13 @@ pub async fn observe_repository(
 ) -> Result<Option<ObservedRepository>, ApiError> {
     let Some(tags) = tags(ecr, &listed.arn).await? else { return Ok(None) };
     let ownership = Ownership::read(&tags);
-    let policy = if needs.policy || ownership.manages.policy { policy(ecr, name).await? } else { None };
+    let policy =
+        if needs.policy || ownership.manages.policy { policy(ecr, name).await? } else { None };
     let governed = needs.lifecycle_policy || ownership.lifecycle.is_some();
     let lifecycle_policy = if governed { lifecycle_policy(ecr, name).await? } else { None };
     let preview = if needs.preview { preview(ecr, name).await } else { None };
-    let Listed { arn, uri: _, registry_id: _, tag_mutability, scan_on_push, encryption } = listed.clone();
+    let Listed { arn, uri: _, registry_id: _, tag_mutability, scan_on_push, encryption } =
+        listed.clone();
     Ok(Some(ObservedRepository {
         arn,
         tag_mutability,
@@ -221,16 +226,22 @@ pub async fn observe_repository(
 /// # Errors
 /// When the registry rejects the request or is unreachable.
 pub async fn usage(ecr: &Ecr, name: &RepositoryName) -> Result<ImageUsage, ApiError> {
-    let request = ecr.client.describe_images().set_registry_id(ecr.registry_id.clone()).repository_name(name.as_str());
+    let request = ecr
+        .client
+        .describe_images()
+        .set_registry_id(ecr.registry_id.clone())
+        .repository_name(name.as_str());
     let mut pages = request.max_results(PAGE).into_paginator().send();
     let mut usage = ImageUsage::default();
     while let Some(page) = pages.next().await {
         for image in page.map_err(|error| api_error(&error))?.image_details() {
             usage.images += 1;
             usage.bytes += image.image_size_in_bytes().unwrap_or_default();
-            let findings = image.image_scan_findings_summary().and_then(|it| it.finding_severity_counts());
+            let findings =
+                image.image_scan_findings_summary().and_then(|it| it.finding_severity_counts());
             for (severity, count) in findings.into_iter().flatten() {
-                *usage.findings.entry(severity.as_str().to_owned()).or_default() += i64::from(*count);
+                *usage.findings.entry(severity.as_str().to_owned()).or_default() +=
+                    i64::from(*count);
             }
         }
     }
@@ -271,7 +282,8 @@ fn tag_mutability(listed: &types::Repository) -> Result<TagMutability, ApiError>
 async fn tags(ecr: &Ecr, arn: &str) -> Result<Option<BTreeMap<String, String>>, ApiError> {
     match ecr.client.list_tags_for_resource().resource_arn(arn).send().await {
         Ok(answer) => {
-            let tags = answer.tags().iter().map(|tag| (tag.key().to_owned(), tag.value().to_owned()));
+            let tags =
+                answer.tags().iter().map(|tag| (tag.key().to_owned(), tag.value().to_owned()));
             Ok(Some(tags.collect()))
         }
         Err(error) if error.code() == Some("RepositoryNotFoundException") => Ok(None),
@@ -299,7 +311,8 @@ async fn lifecycle_policy(ecr: &Ecr, name: &RepositoryName) -> Result<Option<Val
 
 /// Returns the document of the latest preview. One that cannot be read counts as none, and starting one then reports why.
 async fn preview(ecr: &Ecr, name: &RepositoryName) -> Option<Value> {
-    let request = ecr.client.get_lifecycle_policy_preview().set_registry_id(ecr.registry_id.clone());
+    let request =
+        ecr.client.get_lifecycle_policy_preview().set_registry_id(ecr.registry_id.clone());
     let answer = request.repository_name(name.as_str()).max_results(1).send().await.ok()?;
     let holds = matches!(
         answer.status(),
@@ -309,7 +322,10 @@ async fn preview(ecr: &Ecr, name: &RepositoryName) -> Option<Value> {
 }
 
 fn is_absent(code: Option<&str>) -> bool {
-    const ABSENT: [&str; 3] =
-        ["RepositoryPolicyNotFoundException", "LifecyclePolicyNotFoundException", "RepositoryNotFoundException"];
+    const ABSENT: [&str; 3] = [
+        "RepositoryPolicyNotFoundException",
+        "LifecyclePolicyNotFoundException",
+        "RepositoryNotFoundException",
+    ];
     code.is_some_and(|code| ABSENT.contains(&code))
 }

@@ -41,7 +41,8 @@ const OVERRIDES: [&str; 20] = [
 const ENDPOINT: &str = "AWS_ENDPOINT_URL";
 
 /// Variables that name a proxy for a registry's API.
-const PROXIES: [&str; 6] = ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
+const PROXIES: [&str; 6] =
+    ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
 
 /// The flags of `wharfage env`.
 #[derive(Debug, clap::Args)]
@@ -73,7 +74,10 @@ pub struct Env {
 impl Env {
     pub(super) fn run(self) -> anyhow::Result<()> {
         if !self.data.is_dir() {
-            bail!("there is no data folder {}: run wharfage up FOLDER first, or name its --data", self.data.display());
+            bail!(
+                "there is no data folder {}: run wharfage up FOLDER first, or name its --data",
+                self.data.display()
+            );
         }
         let data = DataDir::open(&self.data)?;
         let started = data.started()?;
@@ -107,10 +111,13 @@ fn lines(
     variables: impl Iterator<Item = (std::ffi::OsString, std::ffi::OsString)>,
 ) -> anyhow::Result<Vec<String>> {
     let variables: Vec<(String, String)> = variables
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
+        .filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
+        })
         .collect();
     let wins = |name: &str| OVERRIDES.contains(&name) || name.starts_with(ENDPOINT);
-    let mut gone: Vec<&str> = variables.iter().map(|(name, _)| name.as_str()).filter(|name| wins(name)).collect();
+    let mut gone: Vec<&str> =
+        variables.iter().map(|(name, _)| name.as_str()).filter(|name| wins(name)).collect();
     gone.sort_unstable();
     let mut lines: Vec<String> = gone.into_iter().map(|name| shell.unset(name)).collect();
     if !default {
@@ -124,22 +131,37 @@ fn lines(
 }
 
 /// Lines that keep clients from asking a proxy for a registry on loopback: it would look on its own machine.
-fn without_proxy(shell: Shell, chosen: &StartedRegistry, variables: &[(String, String)]) -> Vec<String> {
-    let value =
-        |name: &str| variables.iter().find(|(it, value)| it == name && !value.is_empty()).map(|(_, value)| value);
+fn without_proxy(
+    shell: Shell,
+    chosen: &StartedRegistry,
+    variables: &[(String, String)],
+) -> Vec<String> {
+    let value = |name: &str| {
+        variables.iter().find(|(it, value)| it == name && !value.is_empty()).map(|(_, value)| value)
+    };
     if !is_loopback(&chosen.endpoint) || !PROXIES.iter().any(|name| value(name).is_some()) {
         return Vec::new();
     }
-    let host =
-        chosen.endpoint.parse::<http::Uri>().ok().and_then(|it| it.host().map(str::to_owned)).unwrap_or_default();
+    let host = chosen
+        .endpoint
+        .parse::<http::Uri>()
+        .ok()
+        .and_then(|it| it.host().map(str::to_owned))
+        .unwrap_or_default();
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let mut lines = Vec::new();
     for name in ["no_proxy", "NO_PROXY"] {
         let others = value(name).or_else(|| value("no_proxy")).or_else(|| value("NO_PROXY"));
         let others = others.map(String::as_str).unwrap_or_default();
-        if !others.split(',').any(|entry| entry.trim() == host || entry.trim() == "*") || value(name).is_none() {
-            let all: Vec<&str> =
-                others.split(',').map(str::trim).filter(|it| !it.is_empty() && *it != host).chain([host]).collect();
+        if !others.split(',').any(|entry| entry.trim() == host || entry.trim() == "*")
+            || value(name).is_none()
+        {
+            let all: Vec<&str> = others
+                .split(',')
+                .map(str::trim)
+                .filter(|it| !it.is_empty() && *it != host)
+                .chain([host])
+                .collect();
             lines.push(shell.set(name, &all.join(",")));
         }
     }
@@ -184,15 +206,25 @@ mod tests {
         for name in OVERRIDES.iter().chain(&["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_ECR_PUBLIC"]) {
             assert!(lines.contains(&format!("unset {name}")), "{name} in {lines:?}");
         }
-        assert_eq!(lines.iter().filter(|line| line.starts_with("unset ")).count(), OVERRIDES.len() + 2);
-        assert!(printed(Shell::Bash, "http://127.0.0.1:5000", &[]).iter().all(|line| line.starts_with("export ")));
+        assert_eq!(
+            lines.iter().filter(|line| line.starts_with("unset ")).count(),
+            OVERRIDES.len() + 2
+        );
+        assert!(
+            printed(Shell::Bash, "http://127.0.0.1:5000", &[])
+                .iter()
+                .all(|line| line.starts_with("export "))
+        );
     }
 
     #[test]
     fn a_proxy_is_never_asked_for_loopback() {
         let proxies = |endpoint: &str, variables: &[(&str, &str)]| {
             let lines = printed(Shell::Bash, endpoint, variables);
-            lines.into_iter().filter(|line| line.to_lowercase().contains("no_proxy")).collect::<Vec<_>>()
+            lines
+                .into_iter()
+                .filter(|line| line.to_lowercase().contains("no_proxy"))
+                .collect::<Vec<_>>()
         };
         let own = "http://127.0.0.1:5000";
         assert_eq!(
@@ -200,10 +232,16 @@ mod tests {
             ["export no_proxy=a,b,127.0.0.1", "export NO_PROXY=a,b,127.0.0.1"]
         );
         assert_eq!(
-            proxies(own, &[("ALL_PROXY", "http://p"), ("no_proxy", "127.0.0.1"), ("NO_PROXY", "127.0.0.1")]),
+            proxies(
+                own,
+                &[("ALL_PROXY", "http://p"), ("no_proxy", "127.0.0.1"), ("NO_PROXY", "127.0.0.1")]
+            ),
             Vec::<String>::new()
         );
         assert_eq!(proxies(own, &[("http_proxy", "")]), Vec::<String>::new());
-        assert_eq!(proxies("https://registry.example.com", &[("https_proxy", "http://p")]), Vec::<String>::new());
+        assert_eq!(
+            proxies("https://registry.example.com", &[("https_proxy", "http://p")]),
+            Vec::<String>::new()
+        );
     }
 }

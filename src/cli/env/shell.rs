@@ -93,9 +93,14 @@ mod tests {
 
     /// Returns what a shell, of those that are on this machine, makes of the lines.
     fn evaluated(shell: Shell, program: &str, value: &str) -> Option<String> {
-        let lines = [shell.set("KEPT", value), shell.set("GONE", value), shell.unset("GONE")].join("\n");
+        let lines =
+            [shell.set("KEPT", value), shell.set("GONE", value), shell.unset("GONE")].join("\n");
         let script = format!("{lines}\nprintenv GONE || printenv KEPT");
-        let output = Command::new(program).args(["-c", &script]).env("KEPT", "before").env("GONE", "before").output();
+        let output = Command::new(program)
+            .args(["-c", &script])
+            .env("KEPT", "before")
+            .env("GONE", "before")
+            .output();
         let output = match output {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
             output => output.unwrap(),
@@ -105,7 +110,12 @@ mod tests {
 
     #[test]
     fn shells_take_every_value_for_what_it_is() {
-        let shells = [(Shell::Bash, "sh"), (Shell::Bash, "bash"), (Shell::Zsh, "zsh"), (Shell::Fish, "fish")];
+        let shells = [
+            (Shell::Bash, "sh"),
+            (Shell::Bash, "bash"),
+            (Shell::Zsh, "zsh"),
+            (Shell::Fish, "fish"),
+        ];
         let mut ran = 0;
         for (shell, program) in shells {
             for value in HOSTILE {

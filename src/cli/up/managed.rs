@@ -52,20 +52,26 @@ impl ManagedRegistries {
         admin: Option<SocketAddr>,
     ) -> anyhow::Result<()> {
         let registries = manifests.registries.iter().map(|loaded| &loaded.resource);
-        let managed: Vec<_> = registries.filter_map(|it| Some((it, it.spec.managed.as_ref()?))).collect();
-        let on_postgres = managed.iter().filter(|(_, it)| it.database.as_ref().is_some_and(|it| it.postgres.is_some()));
+        let managed: Vec<_> =
+            registries.filter_map(|it| Some((it, it.spec.managed.as_ref()?))).collect();
+        let on_postgres = managed
+            .iter()
+            .filter(|(_, it)| it.database.as_ref().is_some_and(|it| it.postgres.is_some()));
         ensure!(
             on_postgres.count() <= 1,
             "several Registries ask for PostgreSQL, but WHARFAGE_DATABASE_URL names one database: leave the others on SQLite"
         );
         let metrics = ServerMetrics::default();
-        let names: Vec<RegistryName> =
-            managed.iter().map(|(registry, _)| registry.name_any().parse()).collect::<Result<_, _>>()?;
+        let names: Vec<RegistryName> = managed
+            .iter()
+            .map(|(registry, _)| registry.name_any().parse())
+            .collect::<Result<_, _>>()?;
         // A folder that holds other registries is refused before anything of it is used.
         for (name, (registry, _)) in names.iter().zip(&managed) {
             data.check(name, &account(registry)?, &registry.region())?;
         }
-        let mut offsets: Vec<_> = data.port_offsets(&names)?.into_iter().zip(names.into_iter().zip(managed)).collect();
+        let mut offsets: Vec<_> =
+            data.port_offsets(&names)?.into_iter().zip(names.into_iter().zip(managed)).collect();
         // In the order of their ports: which one is the default doesn't change because another was added.
         offsets.sort_by_key(|(offset, _)| *offset);
         let mut opened = Vec::with_capacity(offsets.len());
@@ -74,7 +80,8 @@ impl ManagedRegistries {
                 Ok(address) => open(name, registry, managed, data, address, &metrics).await,
                 Err(error) => Err(error),
             };
-            let started = started.with_context(|| format!("cannot start Registry {}", registry.name_any()))?;
+            let started = started
+                .with_context(|| format!("cannot start Registry {}", registry.name_any()))?;
             let StartedRegistry { name, account, region, .. } = &started.1;
             data.remember(name, account, region, Some(offset))?;
             opened.push(started);
@@ -82,22 +89,34 @@ impl ManagedRegistries {
         if opened.is_empty() {
             return Ok(());
         }
-        let started: Vec<_> = opened.iter().map(|(_, started, key)| (started.clone(), key.clone())).collect();
+        let started: Vec<_> =
+            opened.iter().map(|(_, started, key)| (started.clone(), key.clone())).collect();
         data.publish(&started)?;
-        self.running.extend(opened.into_iter().map(|(opened, started, key)| (opened.serve(), started, key)));
+        self.running.extend(
+            opened.into_iter().map(|(opened, started, key)| (opened.serve(), started, key)),
+        );
         self.announce(admin).await
     }
 
     /// Starts the admin server, and prints the running registries.
     async fn announce(&mut self, admin: Option<SocketAddr>) -> anyhow::Result<()> {
-        let others: Vec<_> = self.running.iter().skip(1).map(|(running, ..)| Arc::clone(&running.registry)).collect();
+        let others: Vec<_> = self
+            .running
+            .iter()
+            .skip(1)
+            .map(|(running, ..)| Arc::clone(&running.registry))
+            .collect();
         if let (Some(address), Some((first, ..))) = (admin, self.running.first_mut()) {
             let (listener, address) = bind(address).await?;
             first.serve_operations(listener, &others);
             say(format_args!("/healthz, /readyz and /metrics are on http://{address}"));
         }
-        for (_, StartedRegistry { name, endpoint, authority: _, region, account }, _) in &self.running {
-            say(format_args!("Serving {endpoint} (Registry {name}, account {account}, region {region})"));
+        for (_, StartedRegistry { name, endpoint, authority: _, region, account }, _) in
+            &self.running
+        {
+            say(format_args!(
+                "Serving {endpoint} (Registry {name}, account {account}, region {region})"
+            ));
         }
         say(format_args!(""));
         Ok(())
@@ -107,7 +126,8 @@ impl ManagedRegistries {
     pub(super) async fn targets(&self) -> anyhow::Result<Vec<Target>> {
         let target = |(_, started, key): &(Running, StartedRegistry, AccessKey)| {
             let (endpoint, region) = (started.endpoint.clone(), started.region.clone());
-            let connection = Connection::with_key(endpoint, region, key.id.to_string(), key.secret.clone());
+            let connection =
+                Connection::with_key(endpoint, region, key.id.to_string(), key.secret.clone());
             let (name, place) = (started.name.to_string(), started.endpoint.clone());
             async move { anyhow::Ok(Target { name, place, ecr: Ecr::new(connection, None).await? }) }
         };
@@ -119,7 +139,9 @@ impl ManagedRegistries {
         let Some((_, first, _)) = self.running.first() else { return };
         let mut repositories = manifests.repositories.iter().map(|loaded| &loaded.resource);
         let repository = repositories.find(|it| it.spec.registry_ref.name == first.name.as_str());
-        let name = repository.and_then(|it| it.repository_name().ok()).map_or("hello".to_owned(), |it| it.to_string());
+        let name = repository
+            .and_then(|it| it.repository_name().ok())
+            .map_or("hello".to_owned(), |it| it.to_string());
         let (program, data) = (quoted(&program()), quoted(data.path()));
         say(format_args!(
             "To use it, in another shell:\n\n  \
@@ -171,11 +193,16 @@ fn port_after(address: SocketAddr, offset: u16) -> anyhow::Result<SocketAddr> {
         return Ok(address);
     }
     let port = address.port().checked_add(offset);
-    Ok(SocketAddr::new(address.ip(), port.with_context(|| format!("there is no port {offset} after {address}"))?))
+    Ok(SocketAddr::new(
+        address.ip(),
+        port.with_context(|| format!("there is no port {offset} after {address}"))?,
+    ))
 }
 
 fn account(registry: &Registry) -> anyhow::Result<AccountId> {
-    registry.registry_id().with_context(|| format!("Registry {} has no registryId", registry.name_any()))
+    registry
+        .registry_id()
+        .with_context(|| format!("Registry {} has no registryId", registry.name_any()))
 }
 
 /// Opens the stores and the listener of one Registry.
@@ -241,7 +268,9 @@ fn database(managed: &ManagedRegistry, folder: &Path) -> anyhow::Result<Database
     match std::env::var("WHARFAGE_DATABASE_URL") {
         Ok(url) if !url.is_empty() => Ok(Database::Postgres(SecretString::from(url))),
         _ => {
-            bail!("database.postgres needs its URL, and Secrets are read in a cluster only: set WHARFAGE_DATABASE_URL")
+            bail!(
+                "database.postgres needs its URL, and Secrets are read in a cluster only: set WHARFAGE_DATABASE_URL"
+            )
         }
     }
 }
@@ -251,10 +280,15 @@ fn storage(managed: &ManagedRegistry, folder: &Path, name: &str) -> anyhow::Resu
         return Ok(Storage::Folder(folder.to_owned()));
     };
     let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let credentials = match (variable("WHARFAGE_S3_ACCESS_KEY_ID"), variable("WHARFAGE_S3_SECRET_ACCESS_KEY")) {
+    let credentials = match (
+        variable("WHARFAGE_S3_ACCESS_KEY_ID"),
+        variable("WHARFAGE_S3_SECRET_ACCESS_KEY"),
+    ) {
         (Some(access_key), Some(secret_key)) => Some(S3Credentials { access_key, secret_key }),
         (None, None) => None,
-        _ => bail!("set both of WHARFAGE_S3_ACCESS_KEY_ID and WHARFAGE_S3_SECRET_ACCESS_KEY, or neither"),
+        _ => bail!(
+            "set both of WHARFAGE_S3_ACCESS_KEY_ID and WHARFAGE_S3_SECRET_ACCESS_KEY, or neither"
+        ),
     };
     Ok(Storage::S3(S3Config {
         bucket: s3.bucket.clone(),
@@ -271,10 +305,13 @@ fn storage(managed: &ManagedRegistry, folder: &Path, name: &str) -> anyhow::Resu
 fn program() -> PathBuf {
     let Ok(own) = std::env::current_exe() else { return "wharfage".into() };
     let found = std::env::var_os("PATH").and_then(|path| {
-        std::env::split_paths(&path).map(|folder| folder.join("wharfage")).find(|candidate| candidate.is_file())
+        std::env::split_paths(&path)
+            .map(|folder| folder.join("wharfage"))
+            .find(|candidate| candidate.is_file())
     });
-    let same =
-        found.and_then(|found| found.canonicalize().ok()).is_some_and(|found| Some(found) == own.canonicalize().ok());
+    let same = found
+        .and_then(|found| found.canonicalize().ok())
+        .is_some_and(|found| Some(found) == own.canonicalize().ok());
     if same { "wharfage".into() } else { own }
 }
 

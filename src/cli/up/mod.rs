@@ -50,7 +50,12 @@ pub struct Up {
     data: PathBuf,
 
     /// Address of the first registry; further ones listen on the ports after it
-    #[arg(long, env = "WHARFAGE_LISTEN", default_value = "127.0.0.1:5000", value_name = "ADDR:PORT")]
+    #[arg(
+        long,
+        env = "WHARFAGE_LISTEN",
+        default_value = "127.0.0.1:5000",
+        value_name = "ADDR:PORT"
+    )]
     listen: SocketAddr,
 
     /// Address of /healthz, /readyz and /metrics of all registries; disabled by default

@@ -75,8 +75,14 @@ impl Pruning {
     /// Returns the time until the orphans of a registry are pruned: zero for now, nothing for never
     /// in the current state. `resting` is how long the files have not changed; none while they
     /// cannot be read.
-    fn due_in(&self, desired: &Desired, orphans: &[Step], resting: Option<Duration>) -> Option<Duration> {
-        let declares_nothing = desired.repositories.is_empty() && desired.lifecycle_policies.is_empty();
+    fn due_in(
+        &self,
+        desired: &Desired,
+        orphans: &[Step],
+        resting: Option<Duration>,
+    ) -> Option<Duration> {
+        let declares_nothing =
+            desired.repositories.is_empty() && desired.lifecycle_policies.is_empty();
         if orphans.is_empty() || declares_nothing {
             return None;
         }
@@ -110,7 +116,12 @@ pub(super) struct Reconciler {
 }
 
 impl Reconciler {
-    pub(super) fn new(targets: Vec<Target>, planner: Planner, pruning: Pruning, manifests: Manifests) -> Self {
+    pub(super) fn new(
+        targets: Vec<Target>,
+        planner: Planner,
+        pruning: Pruning,
+        manifests: Manifests,
+    ) -> Self {
         Self {
             targets,
             planner,
@@ -128,7 +139,12 @@ impl Reconciler {
     }
 
     /// Reconciles whenever the files change, and every interval, for which they are read, too; ends by an error only.
-    pub(super) async fn follow(&mut self, folder: &Folder, mut files: Watch, wait: Duration) -> anyhow::Result<()> {
+    pub(super) async fn follow(
+        &mut self,
+        folder: &Folder,
+        mut files: Watch,
+        wait: Duration,
+    ) -> anyhow::Result<()> {
         let mut due = Instant::now() + wait;
         loop {
             tokio::select! {
@@ -141,7 +157,10 @@ impl Reconciler {
             }
             let edited = self.read(folder).await;
             if edited || Instant::now() >= due {
-                due = Instant::now() + self.reconcile(if edited { Occasion::Edit } else { Occasion::Interval }).await;
+                due = Instant::now()
+                    + self
+                        .reconcile(if edited { Occasion::Edit } else { Occasion::Interval })
+                        .await;
             }
         }
     }
@@ -150,7 +169,9 @@ impl Reconciler {
     /// be read is reported once.
     async fn read(&mut self, folder: &Folder) -> bool {
         let read = match folder.load().await {
-            Ok(new) => folder.loader.check_update(&self.manifests, &new).map(|()| new).map_err(Into::into),
+            Ok(new) => {
+                folder.loader.check_update(&self.manifests, &new).map(|()| new).map_err(Into::into)
+            }
             Err(error) => Err(error),
         };
         match read {
@@ -206,11 +227,13 @@ impl Reconciler {
                     self.report_orphans(&target, &orphans, later.is_some());
                 }
             }
-            let refused = plan.refused.iter().map(|it| refusal_line(&target.name, it)).collect::<Vec<_>>();
+            let refused =
+                plan.refused.iter().map(|it| refusal_line(&target.name, it)).collect::<Vec<_>>();
             let news = refused.iter().any(|it| !self.shown.contains(it));
             refusals.extend(refused);
             let text = plan.to_string();
-            let again = occasion == Occasion::Interval && self.failing.get(&target.name) == Some(&text);
+            let again =
+                occasion == Occasion::Interval && self.failing.get(&target.name) == Some(&text);
             if occasion != Occasion::Interval || (!plan.is_empty() && !again) || news {
                 say(format_args!("{}\n{text}\n", target.heading()));
             }
@@ -278,7 +301,8 @@ impl Reconciler {
                 say(format_args!("{outcome}"));
             }
         }
-        self.next_previews.insert(target.name.clone(), Instant::now() + begun.elapsed() * REST_PER_PREVIEW);
+        self.next_previews
+            .insert(target.name.clone(), Instant::now() + begun.elapsed() * REST_PER_PREVIEW);
     }
 
     /// Keeps the result of a preview; whether it is another than before.
@@ -295,8 +319,14 @@ impl Reconciler {
         for step in orphans {
             let (orphan, fate) = orphan(step);
             let text = match self.pruning.after.filter(|_| pruned_later) {
-                Some(after) => format!("{orphan}: it is {fate} once the files have rested for {} s", after.as_secs()),
-                None => format!("{orphan}: it stays as it is. To have it {fate}: {}", self.pruning.command),
+                Some(after) => format!(
+                    "{orphan}: it is {fate} once the files have rested for {} s",
+                    after.as_secs()
+                ),
+                None => format!(
+                    "{orphan}: it stays as it is. To have it {fate}: {}",
+                    self.pruning.command
+                ),
             };
             if !reported.contains(&text) {
                 say(format_args!("{text}"));
@@ -319,7 +349,9 @@ fn orphan(step: &Step) -> (String, &'static str) {
     let Step { action, object, key, calls, .. } = step;
     let name = object.other_name(key).map(|name| format!(" ({name})")).unwrap_or_default();
     let fate = match action {
-        Action::Delete if calls.contains(&RepositoryCall::DeleteRepository { force: true }.into()) => {
+        Action::Delete
+            if calls.contains(&RepositoryCall::DeleteRepository { force: true }.into()) =>
+        {
             "deleted with its images"
         }
         Action::Delete => "deleted",
@@ -343,14 +375,16 @@ mod tests {
     }
 
     fn orphan() -> [Step; 1] {
-        let object = Object { kind: "Repository", namespace: "team".to_owned(), name: "gone".to_owned() };
+        let object =
+            Object { kind: "Repository", namespace: "team".to_owned(), name: "gone".to_owned() };
         let calls = vec![RepositoryCall::DeleteRepository { force: true }.into()];
         let key = ObjectKey::Repository("team/gone".parse().unwrap());
         [Step { action: Action::Delete, object, key, arn: None, changes: Vec::new(), calls }]
     }
 
     fn declaring_something() -> Desired {
-        let object = Object { kind: "Repository", namespace: "team".to_owned(), name: "api".to_owned() };
+        let object =
+            Object { kind: "Repository", namespace: "team".to_owned(), name: "api".to_owned() };
         let repository = DesiredRepository {
             object,
             name: "team/api".parse().unwrap(),
@@ -375,11 +409,22 @@ mod tests {
         assert_eq!([due_in(60), due_in(100)], [Some(seconds(0)); 2]);
         assert_eq!(pruning.due_in(&desired, &[], Some(seconds(100))), None);
         assert_eq!(pruning.due_in(&desired, &orphan(), None), None, "a folder that cannot be read");
-        assert_eq!(pruning.due_in(&Desired::default(), &orphan(), Some(seconds(100))), None, "an emptied folder");
+        assert_eq!(
+            pruning.due_in(&Desired::default(), &orphan(), Some(seconds(100))),
+            None,
+            "an emptied folder"
+        );
     }
 
     #[test]
     fn nothing_is_pruned_unless_asked() {
-        assert_eq!(pruning(None).due_in(&declaring_something(), &orphan(), Some(Duration::from_secs(1_000_000))), None);
+        assert_eq!(
+            pruning(None).due_in(
+                &declaring_something(),
+                &orphan(),
+                Some(Duration::from_secs(1_000_000))
+            ),
+            None
+        );
     }
 }

@@ -41,7 +41,8 @@ pub(super) struct Watch {
 impl Watch {
     /// Looks at the files for the first time.
     pub(super) async fn new(path: &Path) -> anyhow::Result<Self> {
-        let mut watch = Self { path: path.to_owned(), taken: Look::default(), pause: PAUSE, look_again: None };
+        let mut watch =
+            Self { path: path.to_owned(), taken: Look::default(), pause: PAUSE, look_again: None };
         let taken = watch.look().await?;
         watch.keep(taken);
         Ok(watch)
@@ -52,7 +53,9 @@ impl Watch {
     pub(super) async fn changed(&mut self) -> anyhow::Result<()> {
         loop {
             sleep(self.pause).await;
-            if self.look_again.is_some_and(|at| Instant::now() >= at) || self.look().await? != self.taken {
+            if self.look_again.is_some_and(|at| Instant::now() >= at)
+                || self.look().await? != self.taken
+            {
                 return Ok(());
             }
         }
@@ -79,7 +82,8 @@ impl Watch {
     }
 
     fn keep(&mut self, look: Look) {
-        let recent = SystemTime::now().checked_sub(COARSEST_TIME).is_some_and(|since| look.newest() > since);
+        let recent =
+            SystemTime::now().checked_sub(COARSEST_TIME).is_some_and(|since| look.newest() > since);
         self.look_again = recent.then(|| Instant::now() + COARSEST_TIME);
         self.taken = look;
     }
@@ -167,16 +171,21 @@ impl Look {
 
     /// When a file changed last.
     fn newest(&self) -> SystemTime {
-        let seconds =
-            self.entries.iter().filter_map(|(_, stamp)| stamp.as_ref().ok().map(|stamp| stamp.changed.0)).max();
+        let seconds = self
+            .entries
+            .iter()
+            .filter_map(|(_, stamp)| stamp.as_ref().ok().map(|stamp| stamp.changed.0))
+            .max();
         // The second that follows: the fraction is left out.
-        let seconds = u64::try_from(seconds.unwrap_or_default().saturating_add(1)).unwrap_or_default();
+        let seconds =
+            u64::try_from(seconds.unwrap_or_default().saturating_add(1)).unwrap_or_default();
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 }
 
 fn is_manifest(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known))
+    path.extension()
+        .is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known))
 }
 
 #[cfg(test)]
@@ -194,7 +203,10 @@ mod tests {
     }
 
     async fn sees(watch: &mut Watch) {
-        tokio::time::timeout(Duration::from_secs(60), watch.changed()).await.expect("the change is seen").unwrap();
+        tokio::time::timeout(Duration::from_secs(60), watch.changed())
+            .await
+            .expect("the change is seen")
+            .unwrap();
         assert!(watch.take().await.unwrap());
     }
 

@@ -181,7 +181,11 @@ pub struct S3Storage {
     pub bucket: String,
     /// Region of the bucket. Default: us-east-1.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>", length(min = 2, max = 25), regex(pattern = "^[0-9a-z-]{2,25}$"))]
+    #[schemars(
+        with = "Option<String>",
+        length(min = 2, max = 25),
+        regex(pattern = "^[0-9a-z-]{2,25}$")
+    )]
     pub region: Option<Region>,
     /// Endpoint of an S3 that isn't Amazon's.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -15,12 +15,12 @@ use super::conditions::Condition;
 use wharfage_domain::names::{AccountId, Region};
 
 pub use managed::{
-    CertManager, Database, FilesystemStorage, IssuerRef, ManagedRegistry, NetworkPolicyMode, Pod, Postgres, S3Storage,
-    Service, ServiceType, Sqlite, Storage, Tls,
+    CertManager, Database, FilesystemStorage, IssuerRef, ManagedRegistry, NetworkPolicyMode, Pod,
+    Postgres, S3Storage, Service, ServiceType, Sqlite, Storage, Tls,
 };
 pub use settings::{
-    AccountSettings, BasicScanType, RegistryPolicyScope, ScanFrequency, ScanType, ScanningConfiguration,
-    ScanningFilter, ScanningRule, Toggle, WildcardFilter,
+    AccountSettings, BasicScanType, RegistryPolicyScope, ScanFrequency, ScanType,
+    ScanningConfiguration, ScanningFilter, ScanningRule, Toggle, WildcardFilter,
 };
 
 /// The region of a managed registry that names none.
@@ -48,9 +48,17 @@ fn account_of(spec: &str) -> String {
     doc = "A container registry that speaks the Amazon ECR API: one that Wharfage runs, one that runs elsewhere, or Amazon ECR itself.",
     status = "RegistryStatus",
     derive = "PartialEq",
-    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].status"#
+    ),
     printcolumn(name = "Endpoint", type_ = "string", json_path = ".status.endpoint"),
-    printcolumn(name = "Repositories", type_ = "integer", json_path = ".status.usage.repositories"),
+    printcolumn(
+        name = "Repositories",
+        type_ = "integer",
+        json_path = ".status.usage.repositories"
+    ),
     printcolumn(name = "Images", type_ = "integer", json_path = ".status.usage.images"),
     printcolumn(name = "Size", type_ = "integer", json_path = ".status.usage.bytes"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
@@ -83,12 +91,20 @@ fn account_of(spec: &str) -> String {
 pub struct RegistrySpec {
     /// Region that ARNs and signatures name. Default with managed: local-1. Immutable once given.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>", length(min = 2, max = 25), regex(pattern = "^[0-9a-z-]{2,25}$"))]
+    #[schemars(
+        with = "Option<String>",
+        length(min = 2, max = 25),
+        regex(pattern = "^[0-9a-z-]{2,25}$")
+    )]
     pub region: Option<Region>,
     /// Account id of the registry, twelve digits in quotes. Default with managed: "000000000000"; else the account that the
     /// credentials belong to. Immutable, with managed from the start, else once given.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>", length(min = 12, max = 12), regex(pattern = "^[0-9]{12}$"))]
+    #[schemars(
+        with = "Option<String>",
+        length(min = 12, max = 12),
+        regex(pattern = "^[0-9]{12}$")
+    )]
     pub registry_id: Option<AccountId>,
     /// A registry that Wharfage runs.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -144,7 +160,10 @@ pub struct Endpoint {
 pub struct Aws {
     /// Role to assume.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 20, max = 2048), regex(pattern = r"^arn:aws(-[a-z]+)*:iam::[0-9]{12}:role/[\w+=,.@/-]+$"))]
+    #[schemars(
+        length(min = 20, max = 2048),
+        regex(pattern = r"^arn:aws(-[a-z]+)*:iam::[0-9]{12}:role/[\w+=,.@/-]+$")
+    )]
     pub role_arn: Option<String>,
     /// Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -159,7 +178,10 @@ pub struct AllowedNamespaces {
     pub selector: LabelSelector,
     /// The prefixes of which a repository's name must have one. Absent or empty: any name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 100), inner(length(min = 1, max = 256), regex(pattern = "^[a-z0-9][a-z0-9._/-]*$")))]
+    #[schemars(
+        length(max = 100),
+        inner(length(min = 1, max = 256), regex(pattern = "^[a-z0-9][a-z0-9._/-]*$"))
+    )]
     pub repository_prefixes: Vec<String>,
 }
 
@@ -240,12 +262,16 @@ impl Registry {
     }
 
     /// Returns whether a namespace with these labels may use this repository name here.
-    pub fn allows(&self, namespace_labels: Option<&BTreeMap<String, String>>, repository_name: &str) -> bool {
+    pub fn allows(
+        &self,
+        namespace_labels: Option<&BTreeMap<String, String>>,
+        repository_name: &str,
+    ) -> bool {
         let Some(allowed) = &self.spec.allowed_namespaces else { return true };
         allowed.iter().any(|entry| {
             let prefixes = &entry.repository_prefixes;
-            let named =
-                prefixes.is_empty() || prefixes.iter().any(|prefix| repository_name.starts_with(prefix.as_str()));
+            let named = prefixes.is_empty()
+                || prefixes.iter().any(|prefix| repository_name.starts_with(prefix.as_str()));
             named && selects(&entry.selector, namespace_labels)
         })
     }

@@ -115,12 +115,12 @@ impl TagSelection {
         match self {
             Self::Any => true,
             Self::Untagged => tags.is_empty(),
-            Self::Prefixes(list) => {
-                list.iter().all(|prefix| tags.iter().any(|tag| tag.as_str().starts_with(prefix.as_str())))
-            }
-            Self::Patterns(list) => {
-                list.iter().all(|pattern| tags.iter().any(|tag| wildcard::matches(pattern, tag.as_str())))
-            }
+            Self::Prefixes(list) => list
+                .iter()
+                .all(|prefix| tags.iter().any(|tag| tag.as_str().starts_with(prefix.as_str()))),
+            Self::Patterns(list) => list
+                .iter()
+                .all(|pattern| tags.iter().any(|tag| wildcard::matches(pattern, tag.as_str()))),
         }
     }
 }
@@ -142,7 +142,9 @@ impl Count {
     /// The storage class that a rule of this kind looks at: only `sinceImageTransitioned` is about archived images.
     pub fn storage_class(self) -> StorageClass {
         match self {
-            Self::MoreThan(_) | Self::SincePushed(_) | Self::SincePulled(_) => StorageClass::Standard,
+            Self::MoreThan(_) | Self::SincePushed(_) | Self::SincePulled(_) => {
+                StorageClass::Standard
+            }
             Self::SinceTransitioned(_) => StorageClass::Archive,
         }
     }
@@ -150,13 +152,29 @@ impl Count {
     /// `countNumber`: images or days, as the kind says.
     pub fn number(self) -> u32 {
         match self {
-            Self::MoreThan(n) | Self::SincePushed(n) | Self::SincePulled(n) | Self::SinceTransitioned(n) => n,
+            Self::MoreThan(n)
+            | Self::SincePushed(n)
+            | Self::SincePulled(n)
+            | Self::SinceTransitioned(n) => n,
         }
     }
 }
 
 /// The storage class of an image.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
 #[serde(rename_all = "camelCase")]
 pub enum StorageClass {
     /// Ready to be pulled.
@@ -257,7 +275,9 @@ impl Rule {
             TagSelection::Any => json!({ "tagStatus": "any" }),
             TagSelection::Untagged => json!({ "tagStatus": "untagged" }),
             TagSelection::Prefixes(list) => json!({ "tagStatus": "tagged", "tagPrefixList": list }),
-            TagSelection::Patterns(list) => json!({ "tagStatus": "tagged", "tagPatternList": list }),
+            TagSelection::Patterns(list) => {
+                json!({ "tagStatus": "tagged", "tagPatternList": list })
+            }
         };
         let (count_type, in_days) = match self.count {
             Count::MoreThan(_) => ("imageCountMoreThan", false),
@@ -277,7 +297,8 @@ impl Rule {
             Action::Expire => json!({ "type": "expire" }),
             Action::Transition => json!({ "type": "transition", "targetStorageClass": "archive" }),
         };
-        let mut rule = json!({ "rulePriority": self.priority, "selection": selection, "action": action });
+        let mut rule =
+            json!({ "rulePriority": self.priority, "selection": selection, "action": action });
         if !self.description.is_empty() {
             rule["description"] = self.description.as_str().into();
         }
@@ -289,7 +310,9 @@ impl Rule {
 fn check_list(entries: &BTreeSet<String>) -> Result<(), InvalidPolicy> {
     grammar::not_empty(entries.len())?;
     if entries.contains("") {
-        return Err(InvalidPolicy::document("string \"\" is too short (length: 0, required minimum: 1)"));
+        return Err(InvalidPolicy::document(
+            "string \"\" is too short (length: 0, required minimum: 1)",
+        ));
     }
     Ok(())
 }
@@ -305,7 +328,9 @@ fn check_together(rules: &[Rule]) -> Result<(), InvalidPolicy> {
     for class in [StorageClass::Standard, StorageClass::Archive] {
         let of_class = || rules.iter().filter(move |rule| rule.storage_class() == class);
         if of_class().filter(|rule| rule.tags == TagSelection::Untagged).count() > 1 {
-            return Err(InvalidPolicy::document("Only one rule can select Untagged images per storage class."));
+            return Err(InvalidPolicy::document(
+                "Only one rule can select Untagged images per storage class.",
+            ));
         }
         // A rule that follows an `any` rule could never match an image that it hasn't claimed.
         if of_class().rev().skip(1).any(|rule| rule.tags == TagSelection::Any) {
@@ -389,7 +414,8 @@ pub(super) mod tests {
 
     /// `priority: selection, action` for short tables.
     fn short(priority: u32, tags: Value, count: Value, action: &str) -> Value {
-        let mut rule = json!({ "rulePriority": priority, "selection": tags, "action": { "type": action } });
+        let mut rule =
+            json!({ "rulePriority": priority, "selection": tags, "action": { "type": action } });
         if action == "transition" {
             rule["action"]["targetStorageClass"] = "archive".into();
         }
@@ -472,15 +498,24 @@ pub(super) mod tests {
             ),
             (
                 "rulePriority must be unique in a policy, 7 is used more than once.",
-                vec![short(7, prefixes(&["a"]), more_than(1), "expire"), short(7, any(), more_than(1), "expire")],
+                vec![
+                    short(7, prefixes(&["a"]), more_than(1), "expire"),
+                    short(7, any(), more_than(1), "expire"),
+                ],
             ),
             (
                 "Only one rule can select Untagged images per storage class.",
-                vec![short(1, untagged(), pushed(7), "expire"), short(2, untagged(), more_than(5), "expire")],
+                vec![
+                    short(1, untagged(), pushed(7), "expire"),
+                    short(2, untagged(), more_than(5), "expire"),
+                ],
             ),
             (
                 "Rule for tagStatus=ANY must have the lowest priority per storage class",
-                vec![short(1, any(), more_than(3), "expire"), short(2, untagged(), pushed(7), "expire")],
+                vec![
+                    short(1, any(), more_than(3), "expire"),
+                    short(2, untagged(), pushed(7), "expire"),
+                ],
             ),
             (
                 "Rule for tagStatus=ANY must have the lowest priority per storage class",
@@ -509,8 +544,13 @@ pub(super) mod tests {
         for (text, rules) in table {
             assert_eq!(&reason(rules), text);
         }
-        let many: Vec<_> = (1..=51).map(|p| short(p, prefixes(&[&format!("p{p}-")]), more_than(1), "expire")).collect();
-        assert_eq!(reason(&many), "array is too long: must have at most 50 elements but instance has 51 elements");
+        let many: Vec<_> = (1..=51)
+            .map(|p| short(p, prefixes(&[&format!("p{p}-")]), more_than(1), "expire"))
+            .collect();
+        assert_eq!(
+            reason(&many),
+            "array is too long: must have at most 50 elements but instance has 51 elements"
+        );
         assert!(Policy::from_value(&json!({ "rules": &many[..50] })).is_ok());
     }
 

@@ -82,7 +82,9 @@ impl ImageStatus {
 
     /// The value of ECR's spelling.
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Active, Self::Archived, Self::Activating].into_iter().find(|value| value.as_str() == text)
+        [Self::Active, Self::Archived, Self::Activating]
+            .into_iter()
+            .find(|value| value.as_str() == text)
     }
 }
 
@@ -195,8 +197,10 @@ struct Repository<'a> {
 impl<'a> Repository<'a> {
     fn new(images: &'a [Image]) -> Self {
         let mut by_age: Vec<_> = (0..images.len()).collect();
-        by_age.sort_by_cached_key(|&i| Reverse((images[i].effective_push_time(), &images[i].digest)));
-        let places: HashMap<_, _> = images.iter().enumerate().map(|(i, image)| (&image.digest, i)).collect();
+        by_age
+            .sort_by_cached_key(|&i| Reverse((images[i].effective_push_time(), &images[i].digest)));
+        let places: HashMap<_, _> =
+            images.iter().enumerate().map(|(i, image)| (&image.digest, i)).collect();
         let mut has_subject = vec![false; images.len()];
         let mut referrers: HashMap<_, Vec<_>> = HashMap::new();
         let mut children: HashMap<_, Vec<_>> = HashMap::new();
@@ -236,20 +240,27 @@ fn select(
             .by_age
             .iter()
             .copied()
-            .filter(|&i| repository.images[i].storage_class() == Some(class) && !repository.has_subject[i])
+            .filter(|&i| {
+                repository.images[i].storage_class() == Some(class) && !repository.has_subject[i]
+            })
             .collect();
         let mut claimed = vec![false; repository.images.len()];
         for rule in policy.rules().iter().filter(|rule| rule.storage_class() == class) {
-            let matching = candidates.iter().copied().filter(|&i| rule.tags.matches(&repository.images[i].tags));
+            let matching = candidates
+                .iter()
+                .copied()
+                .filter(|&i| rule.tags.matches(&repository.images[i].tags));
             // Claimed images count as much as others do: only the action is kept from them.
             for (younger, i) in matching.enumerate() {
-                if matches!(rule.count, Count::MoreThan(n) if u32::try_from(younger).is_ok_and(|younger| younger < n)) {
+                if matches!(rule.count, Count::MoreThan(n) if u32::try_from(younger).is_ok_and(|younger| younger < n))
+                {
                     kept.entry(rule.priority).or_default().push(i);
                 }
                 let claimed = std::mem::replace(&mut claimed[i], true);
                 if !claimed && selects(rule, younger, &repository.images[i], now) {
                     let Rule { action, priority, .. } = *rule;
-                    intents[i] = Some(Intent { action, rule_priority: priority, cause: Cause::Selected });
+                    intents[i] =
+                        Some(Intent { action, rule_priority: priority, cause: Cause::Selected });
                 }
             }
         }
@@ -263,7 +274,9 @@ fn selects(rule: &Rule, younger: usize, image: &Image, now: Timestamp) -> bool {
         Count::MoreThan(n) => u32::try_from(younger).map_or(true, |younger| younger >= n),
         Count::SincePushed(days) => is_past(image.effective_push_time(), days, now),
         Count::SincePulled(days) => is_past(image.pull_reference(), days, now),
-        Count::SinceTransitioned(days) => image.archived_at.is_some_and(|at| is_past(at, days, now)),
+        Count::SinceTransitioned(days) => {
+            image.archived_at.is_some_and(|at| is_past(at, days, now))
+        }
     }
 }
 
@@ -362,7 +375,8 @@ impl<'r, 'a> Execution<'r, 'a> {
     /// Has the referrers of an image do as it did.
     fn call_referrers(&mut self, subject: usize, done: Intent) {
         for &referrer in self.repository.referrers.get(&subject).into_iter().flatten() {
-            let can = done.action == Action::Expire || self.repository.images[referrer].status == ImageStatus::Active;
+            let can = done.action == Action::Expire
+                || self.repository.images[referrer].status == ImageStatus::Active;
             if can {
                 let intent = Intent { cause: Cause::FollowsSubject, ..done };
                 self.intents[referrer] = Some(intent);

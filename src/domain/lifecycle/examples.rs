@@ -95,7 +95,8 @@ fn outcome(rules: Vec<Rule>, images: &[Image]) -> String {
     for mark in &evaluation.marks {
         let follows = if mark.cause == Cause::FollowsSubject { "~" } else { "" };
         let archives = if mark.action == Action::Transition { ">" } else { "" };
-        write!(words, "{follows}{archives}{}:{} ", name(&mark.image.digest), mark.rule_priority).unwrap();
+        write!(words, "{follows}{archives}{}:{} ", name(&mark.image.digest), mark.rule_priority)
+            .unwrap();
     }
     for protected in &evaluation.protected {
         let by: Vec<_> = protected.blocked_by.iter().map(|digest| name(digest)).collect();
@@ -115,7 +116,13 @@ fn the_worked_examples_come_out_as_ecr_does_them() {
             image("S", &["nightly-3"], 10),
         ]
     };
-    let index = || vec![image("I", &["v1"], 5), image("C1", &[], 5).child_of("I"), image("C2", &[], 5).child_of("I")];
+    let index = || {
+        vec![
+            image("I", &["v1"], 5),
+            image("C1", &[], 5).child_of("I"),
+            image("C2", &[], 5).child_of("I"),
+        ]
+    };
     let table: Vec<(&str, Vec<Image>, Vec<Rule>, &str)> = vec![
         (
             "E1: tagged images are outside an untagged rule",
@@ -131,13 +138,22 @@ fn the_worked_examples_come_out_as_ecr_does_them() {
         ),
         (
             "E3: the youngest is kept and tagged ones don't count",
-            vec![image("U1", &[], 5), image("U2", &[], 3), image("U3", &[], 1), image("T", &["v1"], 9)],
+            vec![
+                image("U1", &[], 5),
+                image("U2", &[], 3),
+                image("U3", &[], 1),
+                image("T", &["v1"], 9),
+            ],
             vec![rule(1, Untagged, MoreThan(1))],
             "U1:1 U2:1",
         ),
         (
             "E4: all entries of a list must match",
-            vec![image("A", &["app-1", "qa-1"], 9), image("B", &["app-2"], 9), image("C", &["qa-3"], 9)],
+            vec![
+                image("A", &["app-1", "qa-1"], 9),
+                image("B", &["app-2"], 9),
+                image("C", &["qa-3"], 9),
+            ],
             vec![rule(1, prefix(&["app", "qa"]), SincePushed(7))],
             "A:1",
         ),
@@ -162,20 +178,31 @@ fn the_worked_examples_come_out_as_ecr_does_them() {
         ),
         (
             "E7: a claimed image still counts among the youngest",
-            vec![image("T", &["tmp-1"], 2), image("A", &["a"], 3), image("B", &["b"], 4), image("C", &["c"], 5)],
+            vec![
+                image("T", &["tmp-1"], 2),
+                image("A", &["a"], 3),
+                image("B", &["b"], 4),
+                image("C", &["c"], 5),
+            ],
             vec![rule(1, prefix(&["tmp"]), SincePushed(1)), rule(2, Any, MoreThan(2))],
             "C:2 B:2 T:1",
         ),
         (
             "E8: rule 2 would take Q, but rule 1 matched it",
             nightly(),
-            vec![rule(1, prefix(&["stable"]), MoreThan(1)), rule(2, prefix(&["nightly"]), MoreThan(1))],
+            vec![
+                rule(1, prefix(&["stable"]), MoreThan(1)),
+                rule(2, prefix(&["nightly"]), MoreThan(1)),
+            ],
             "P:1",
         ),
         (
             "E9: rule 2 finds everything claimed",
             nightly(),
-            vec![rule(1, prefix(&["nightly"]), MoreThan(1)), rule(2, prefix(&["stable"]), MoreThan(1))],
+            vec![
+                rule(1, prefix(&["nightly"]), MoreThan(1)),
+                rule(2, prefix(&["stable"]), MoreThan(1)),
+            ],
             "P:1 Q:1",
         ),
         (
@@ -193,7 +220,10 @@ fn the_worked_examples_come_out_as_ecr_does_them() {
         (
             "E12: rule 1 never selects A but shields it",
             vec![image("A", &["v1", "latest"], 40), image("B", &["v0"], 50)],
-            vec![rule(1, pattern(&["latest"]), MoreThan(1)), rule(2, pattern(&["v*"]), SincePushed(30))],
+            vec![
+                rule(1, pattern(&["latest"]), MoreThan(1)),
+                rule(2, pattern(&["v*"]), SincePushed(30)),
+            ],
             "B:2",
         ),
         (
@@ -227,7 +257,11 @@ fn the_worked_examples_come_out_as_ecr_does_them() {
         ),
         (
             "E17: active images are no matter of an archive rule",
-            vec![image("X", &[], 400).archived(91), image("Y", &[], 400).archived(89), image("Z", &["z"], 500)],
+            vec![
+                image("X", &[], 400).archived(91),
+                image("Y", &[], 400).archived(89),
+                image("Z", &["z"], 500),
+            ],
             vec![rule(1, Any, SinceTransitioned(90))],
             "X:1",
         ),
@@ -257,8 +291,16 @@ fn the_worked_examples_come_out_as_ecr_does_them() {
         ),
         (
             "E22: one policy archives some and expires others",
-            vec![image("A", &["v1"], 20), image("B", &["v2"], 15), image("C", &["v3"], 10), image("D", &[], 9)],
-            vec![rule(1, pattern(&["v*"]), MoreThan(1)).transition(), rule(2, Untagged, SincePushed(7))],
+            vec![
+                image("A", &["v1"], 20),
+                image("B", &["v2"], 15),
+                image("C", &["v3"], 10),
+                image("D", &[], 9),
+            ],
+            vec![
+                rule(1, pattern(&["v*"]), MoreThan(1)).transition(),
+                rule(2, Untagged, SincePushed(7)),
+            ],
             ">A:1 >B:1 D:2",
         ),
         (
@@ -276,7 +318,11 @@ fn the_worked_examples_come_out_as_ecr_does_them() {
                 image("D", &["x9"], 4),
                 image("E", &[], 2),
             ],
-            vec![rule(1, prefix(&["web"]), MoreThan(1)), rule(2, Untagged, SincePushed(5)), rule(3, Any, MoreThan(1))],
+            vec![
+                rule(1, prefix(&["web"]), MoreThan(1)),
+                rule(2, Untagged, SincePushed(5)),
+                rule(3, Any, MoreThan(1)),
+            ],
             "A:1 B:2 D:3",
         ),
         (
@@ -335,10 +381,18 @@ fn the_summary_counts_what_a_preview_tells() {
 #[test]
 fn a_child_waits_for_every_index_that_has_it() {
     let images = |second: i64| {
-        [image("I", &["v1"], 9), image("J", &["v2"], second), image("C", &[], 9).child_of("I").child_of("J")]
+        [
+            image("I", &["v1"], 9),
+            image("J", &["v2"], second),
+            image("C", &[], 9).child_of("I").child_of("J"),
+        ]
     };
-    let rules =
-        || vec![rule(1, prefix(&["v"]), Count::SincePushed(3)), rule(2, TagSelection::Untagged, Count::SincePushed(3))];
+    let rules = || {
+        vec![
+            rule(1, prefix(&["v"]), Count::SincePushed(3)),
+            rule(2, TagSelection::Untagged, Count::SincePushed(3)),
+        ]
+    };
     assert_eq!(outcome(rules(), &images(4)), "I:1 J:1 C:2");
     assert_eq!(outcome(rules(), &images(2)), "I:1 (C by J)");
 }
@@ -351,8 +405,10 @@ fn a_protected_index_protects_its_own_children() {
         image("C", &[], 9).child_of("I"),
         image("U", &[], 8).child_of("elsewhere"),
     ];
-    let rules =
-        vec![rule(1, prefix(&["v"]), Count::SincePushed(3)), rule(2, TagSelection::Untagged, Count::SincePushed(3))];
+    let rules = vec![
+        rule(1, prefix(&["v"]), Count::SincePushed(3)),
+        rule(2, TagSelection::Untagged, Count::SincePushed(3)),
+    ];
     assert_eq!(outcome(rules, &images), "(C by I) (I by O) (U by elsewhere)");
 }
 
@@ -369,8 +425,9 @@ fn archiving_is_blocked_only_by_an_index_that_can_be_pulled() {
     assert_eq!(outcome(archive(), &activating), "(C by I)");
     assert_eq!(outcome(expire(), &archived), "(C by I)");
 
-    let index_too =
-        |rules: Vec<Rule>| [rules, vec![rule(2, prefix(&["v"]), Count::SincePushed(3)).transition()]].concat();
+    let index_too = |rules: Vec<Rule>| {
+        [rules, vec![rule(2, prefix(&["v"]), Count::SincePushed(3)).transition()]].concat()
+    };
     assert_eq!(outcome(index_too(archive()), &active), ">I:2 >C:1");
     assert_eq!(outcome(index_too(expire()), &active), ">I:2 (C by I)");
 }
@@ -413,16 +470,32 @@ fn referrers_are_never_selected_while_their_subject_exists() {
     assert_eq!(outcome(any(Count::SincePushed(75)), &images), "S:1 ~G:1 ~H:1");
     let archive = vec![rule(1, prefix(&["v"]), Count::SincePushed(1)).transition()];
     let [s, g, h, o] = images;
-    assert_eq!(outcome(archive, &[s, g.archived(1), h, o]), ">S:1", "G is archived, so H has nothing to follow");
+    assert_eq!(
+        outcome(archive, &[s, g.archived(1), h, o]),
+        ">S:1",
+        "G is archived, so H has nothing to follow"
+    );
 }
 
 #[test]
 fn a_referrer_that_an_index_needs_stays_and_an_index_that_follows_lets_its_children_go() {
-    let kept = [image("S", &["v1"], 9), image("G", &[], 9).refers_to("S").child_of("T"), image("T", &["sha256-x"], 9)];
-    let rules =
-        || vec![rule(1, prefix(&["v"]), Count::SincePushed(3)), rule(2, TagSelection::Untagged, Count::SincePushed(3))];
+    let kept = [
+        image("S", &["v1"], 9),
+        image("G", &[], 9).refers_to("S").child_of("T"),
+        image("T", &["sha256-x"], 9),
+    ];
+    let rules = || {
+        vec![
+            rule(1, prefix(&["v"]), Count::SincePushed(3)),
+            rule(2, TagSelection::Untagged, Count::SincePushed(3)),
+        ]
+    };
     assert_eq!(outcome(rules(), &kept), "S:1 (G by T)");
-    let index = [image("S", &["v1"], 9), image("G", &[], 4).refers_to("S"), image("C", &[], 9).child_of("G")];
+    let index = [
+        image("S", &["v1"], 9),
+        image("G", &[], 4).refers_to("S"),
+        image("C", &[], 9).child_of("G"),
+    ];
     assert_eq!(outcome(rules(), &index), "S:1 ~G:1 C:2");
 }
 
@@ -446,10 +519,14 @@ fn a_very_deep_nest_of_indexes_is_carried_out_from_the_outside_in() {
 #[test]
 fn a_hundred_thousand_images_meet_fifty_rules() {
     let images: Vec<_> = (0..100_000)
-        .map(|i| image(&format!("image{i}"), &[&format!("team{:02}-{i}", i % 100)], i64::from(i / 1000)))
+        .map(|i| {
+            image(&format!("image{i}"), &[&format!("team{:02}-{i}", i % 100)], i64::from(i / 1000))
+        })
         .collect();
     let mut rules: Vec<_> = (0..49)
-        .map(|team| rule(team + 1, pattern(&[&format!("team{team:02}-*")]), Count::MoreThan(100 + team)))
+        .map(|team| {
+            rule(team + 1, pattern(&[&format!("team{team:02}-*")]), Count::MoreThan(100 + team))
+        })
         .collect();
     rules.push(rule(50, TagSelection::Any, Count::SincePushed(90)));
     let policy = Policy::new(rules).unwrap();

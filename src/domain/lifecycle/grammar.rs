@@ -44,7 +44,9 @@ pub(super) fn not_empty(found: usize) -> Result<()> {
     if found > 0 {
         return Ok(());
     }
-    Err(InvalidPolicy::document("array is too short: must have at least 1 elements but instance has 0 elements"))
+    Err(InvalidPolicy::document(
+        "array is too short: must have at least 1 elements but instance has 0 elements",
+    ))
 }
 
 /// Reads the rules of a whole document, `{"rules": […]}`.
@@ -91,14 +93,17 @@ fn read_selection(value: &Value) -> Result<(TagSelection, Count)> {
 
 /// The class follows from the count type; a document may repeat it but not contradict it.
 fn check_class(class: Option<&Value>, count: Count) -> Result<()> {
-    let class = class.map(|class| one_of(class, &["archive", "standard"])).transpose()?.unwrap_or("standard");
+    let class = class
+        .map(|class| one_of(class, &["archive", "standard"]))
+        .transpose()?
+        .unwrap_or("standard");
     match (count, class) {
-        (Count::SinceTransitioned(_), "standard") => {
-            Err(InvalidPolicy::document("countType sinceImageTransitioned needs storageClass archive."))
-        }
-        (Count::MoreThan(_) | Count::SincePushed(_) | Count::SincePulled(_), "archive") => {
-            Err(InvalidPolicy::document("storageClass archive needs countType sinceImageTransitioned."))
-        }
+        (Count::SinceTransitioned(_), "standard") => Err(InvalidPolicy::document(
+            "countType sinceImageTransitioned needs storageClass archive.",
+        )),
+        (Count::MoreThan(_) | Count::SincePushed(_) | Count::SincePulled(_), "archive") => Err(
+            InvalidPolicy::document("storageClass archive needs countType sinceImageTransitioned."),
+        ),
         _ => Ok(()),
     }
 }
@@ -113,13 +118,15 @@ fn read_tags(
         ("untagged", None, None) => Ok(TagSelection::Untagged),
         ("tagged", Some(prefixes), None) => Ok(TagSelection::Prefixes(prefixes)),
         ("tagged", None, Some(patterns)) => Ok(TagSelection::Patterns(patterns)),
-        ("tagged", None, None) => {
-            Err(InvalidPolicy::document("Must specify tagPrefixList or tagPatternList when tagStatus=TAGGED."))
-        }
-        ("tagged", Some(_), Some(_)) => {
-            Err(InvalidPolicy::document("A rule can have tagPrefixList or tagPatternList, not both."))
-        }
-        _ => Err(InvalidPolicy::document("tagPrefixList and tagPatternList can only be used when tagStatus=TAGGED.")),
+        ("tagged", None, None) => Err(InvalidPolicy::document(
+            "Must specify tagPrefixList or tagPatternList when tagStatus=TAGGED.",
+        )),
+        ("tagged", Some(_), Some(_)) => Err(InvalidPolicy::document(
+            "A rule can have tagPrefixList or tagPatternList, not both.",
+        )),
+        _ => Err(InvalidPolicy::document(
+            "tagPrefixList and tagPatternList can only be used when tagStatus=TAGGED.",
+        )),
     }
 }
 
@@ -129,7 +136,8 @@ fn read_action(value: &Value) -> Result<Action> {
         return Err(matches_none_of(ACTION_SCHEMAS));
     }
     let kind = one_of(&action["type"], &["expire", "transition"])?;
-    let target = action.get("targetStorageClass").map(|target| one_of(target, &["archive"])).transpose()?;
+    let target =
+        action.get("targetStorageClass").map(|target| one_of(target, &["archive"])).transpose()?;
     match (kind, target) {
         ("expire", None) => Ok(Action::Expire),
         ("transition", Some(_)) => Ok(Action::Transition),
@@ -143,14 +151,20 @@ const SELECTION_SCHEMAS: usize = 4;
 const ACTION_SCHEMAS: usize = 2;
 
 fn matches_none_of(schemas: usize) -> InvalidPolicy {
-    InvalidPolicy::document(format!("instance failed to match exactly one schema (matched 0 out of {schemas})"))
+    InvalidPolicy::document(format!(
+        "instance failed to match exactly one schema (matched 0 out of {schemas})"
+    ))
 }
 
 /// Returns the members of an object that has all of `required`, and nothing but those and
 /// `optional`.
 ///
 /// Required members can then be indexed. A `null` is for its reader to refuse.
-fn members<'a>(value: &'a Value, required: &[&str], optional: &[&str]) -> Result<&'a Map<String, Value>> {
+fn members<'a>(
+    value: &'a Value,
+    required: &[&str],
+    optional: &[&str],
+) -> Result<&'a Map<String, Value>> {
     let Value::Object(object) = value else { return Err(wrong_type(value, "object")) };
     let missing: Vec<_> = required.iter().filter(|name| !object.contains_key(**name)).collect();
     if !missing.is_empty() {
@@ -160,8 +174,10 @@ fn members<'a>(value: &'a Value, required: &[&str], optional: &[&str]) -> Result
     let known = |name: &str| required.contains(&name) || optional.contains(&name);
     let unknown: BTreeSet<_> = object.keys().filter(|name| !known(name)).collect();
     if !unknown.is_empty() {
-        let reason =
-            format!("object instance has properties which are not allowed by the schema: ({})", json!(unknown));
+        let reason = format!(
+            "object instance has properties which are not allowed by the schema: ({})",
+            json!(unknown)
+        );
         return Err(InvalidPolicy::document(reason));
     }
     Ok(object)
@@ -247,9 +263,15 @@ mod tests {
     #[test]
     fn what_is_no_document_cannot_be_mapped() {
         let deep = format!(r#"{{"rules":{}"#, "[".repeat(20_000));
-        for text in ["", "x", "[]", "null", "3", r#""{}""#, r#"{"rules":[]"#, r#"{"rules":[]} x"#, &deep] {
+        for text in
+            ["", "x", "[]", "null", "3", r#""{}""#, r#"{"rules":[]"#, r#"{"rules":[]} x"#, &deep]
+        {
             let refused = Policy::parse(text).unwrap_err();
-            assert_eq!(refused.reason(), "Could not map policyString into LifecyclePolicy.", "{text:.30}");
+            assert_eq!(
+                refused.reason(),
+                "Could not map policyString into LifecyclePolicy.",
+                "{text:.30}"
+            );
         }
     }
 
@@ -266,7 +288,10 @@ mod tests {
             ("/selection/countNumber", "countNumber"),
             ("/action/type", "type"),
         ] {
-            assert_eq!(refusal(path, None), format!(r#"object has missing required properties (["{name}"])"#));
+            assert_eq!(
+                refusal(path, None),
+                format!(r#"object has missing required properties (["{name}"])"#)
+            );
         }
         let refused = Policy::parse(r#"{"rules":[{"description":"x"}]}"#).unwrap_err();
         assert_eq!(
@@ -282,10 +307,14 @@ mod tests {
             refused.reason(),
             r#"object instance has properties which are not allowed by the schema: (["Rules","Version"])"#
         );
-        for (path, name) in [("/name", "name"), ("/selection/tag", "tag"), ("/action/target", "target")] {
+        for (path, name) in
+            [("/name", "name"), ("/selection/tag", "tag"), ("/action/target", "target")]
+        {
             assert_eq!(
                 refusal(path, Some(json!(1))),
-                format!(r#"object instance has properties which are not allowed by the schema: (["{name}"])"#)
+                format!(
+                    r#"object instance has properties which are not allowed by the schema: (["{name}"])"#
+                )
             );
         }
     }
@@ -299,7 +328,8 @@ mod tests {
             ("/action/type", r#"["expire","transition"]"#),
             ("/action/targetStorageClass", r#"["archive"]"#),
         ] {
-            let expected = format!(r#"instance value ("x") not found in enum (possible values: {possible})"#);
+            let expected =
+                format!(r#"instance value ("x") not found in enum (possible values: {possible})"#);
             assert_eq!(refusal(path, Some(json!("x"))), expected);
         }
     }
@@ -317,7 +347,8 @@ mod tests {
             ("/action/targetStorageClass", Some(json!("archive")), 2),
             ("/action/type", Some(json!("transition")), 2),
         ] {
-            let expected = format!("instance failed to match exactly one schema (matched 0 out of {schemas})");
+            let expected =
+                format!("instance failed to match exactly one schema (matched 0 out of {schemas})");
             assert_eq!(refusal(path, value.clone()), expected, "{path} {value:?}");
         }
     }
@@ -325,7 +356,9 @@ mod tests {
     #[test]
     fn wrong_types_and_numbers_out_of_range_are_told() {
         let wrong = |found, allowed| {
-            format!("instance type ({found}) does not match any allowed primitive type (allowed: [\"{allowed}\"])")
+            format!(
+                "instance type ({found}) does not match any allowed primitive type (allowed: [\"{allowed}\"])"
+            )
         };
         assert_eq!(refusal("/selection", Some(json!([]))), wrong("array", "object"));
         assert_eq!(refusal("/selection", Some(Value::Null)), wrong("null", "object"));
@@ -335,8 +368,14 @@ mod tests {
         assert_eq!(refusal("/description", Some(json!(true))), wrong("boolean", "string"));
         assert_eq!(refusal("/rulePriority", Some(json!("1"))), wrong("string", "integer"));
         assert_eq!(refusal("/rulePriority", Some(json!(1.5))), wrong("number", "integer"));
-        assert_eq!(refusal("/selection/tagPatternList", Some(json!("v*"))), wrong("string", "array"));
-        assert_eq!(refusal("/selection/tagPatternList", Some(json!([1]))), wrong("integer", "string"));
+        assert_eq!(
+            refusal("/selection/tagPatternList", Some(json!("v*"))),
+            wrong("string", "array")
+        );
+        assert_eq!(
+            refusal("/selection/tagPatternList", Some(json!([1]))),
+            wrong("integer", "string")
+        );
         for path in ["/rulePriority", "/selection/countNumber"] {
             assert_eq!(
                 refusal(path, Some(json!(-5))),
@@ -363,7 +402,10 @@ mod tests {
             "tagStatus": "tagged", "tagPrefixList": ["a"], "tagPatternList": ["b"],
             "countType": "imageCountMoreThan", "countNumber": 1
         });
-        assert_eq!(refusal("/selection", Some(both)), "A rule can have tagPrefixList or tagPatternList, not both.");
+        assert_eq!(
+            refusal("/selection", Some(both)),
+            "A rule can have tagPrefixList or tagPatternList, not both."
+        );
     }
 
     #[test]

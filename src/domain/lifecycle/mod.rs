@@ -6,7 +6,9 @@ mod document;
 mod evaluate;
 mod grammar;
 
-pub use document::{Action, Count, InvalidPolicy, MAX_LENGTH, MIN_LENGTH, Policy, Rule, StorageClass, TagSelection};
+pub use document::{
+    Action, Count, InvalidPolicy, MAX_LENGTH, MIN_LENGTH, Policy, Rule, StorageClass, TagSelection,
+};
 pub use document::{check_length, check_template_length};
 pub use evaluate::{Cause, Evaluation, Image, ImageStatus, Mark, Protected, Summary, evaluate};
 

@@ -44,10 +44,12 @@ fn matches(rule: &Rule, image: &Image, images: &[Image]) -> bool {
     let by_tags = match &rule.tags {
         TagSelection::Any => true,
         TagSelection::Untagged => image.tags.is_empty(),
-        TagSelection::Prefixes(list) => list.iter().all(|prefix| some_tag(format!("^{}", regex::escape(prefix)))),
-        TagSelection::Patterns(list) => {
-            list.iter().all(|pattern| some_tag(format!("^{}$", regex::escape(pattern).replace(r"\*", ".*"))))
+        TagSelection::Prefixes(list) => {
+            list.iter().all(|prefix| some_tag(format!("^{}", regex::escape(prefix))))
         }
+        TagSelection::Patterns(list) => list
+            .iter()
+            .all(|pattern| some_tag(format!("^{}$", regex::escape(pattern).replace(r"\*", ".*")))),
     };
     by_tags && in_class(rule, image) && !has_subject(image, images)
 }
@@ -56,12 +58,14 @@ fn selects(rule: &Rule, image: &Image, images: &[Image]) -> bool {
     let younger = |other: &&Image| (pushed(other), &other.digest) > (pushed(image), &image.digest);
     match rule.count {
         Count::MoreThan(n) => {
-            images.iter().filter(|other| matches(rule, other, images)).filter(younger).count() >= n as usize
+            images.iter().filter(|other| matches(rule, other, images)).filter(younger).count()
+                >= n as usize
         }
         Count::SincePushed(days) => older_than(days, pushed(image)),
         Count::SincePulled(days) => {
             let pulled = image.last_pulled_at.unwrap_or(image.pushed_at);
-            older_than(days, pulled) && image.activated_at.is_none_or(|restored| older_than(days, restored))
+            older_than(days, pulled)
+                && image.activated_at.is_none_or(|restored| older_than(days, restored))
         }
         Count::SinceTransitioned(days) => image.archived_at.is_some_and(|at| older_than(days, at)),
     }
@@ -76,10 +80,17 @@ fn selection(policy: &Policy, image: &Image, images: &[Image]) -> Option<(Action
 type Done<'a> = Vec<(&'a Image, (Action, u32, Cause))>;
 
 fn find_done(done: &Done<'_>, digest: &Digest) -> Option<(Action, u32)> {
-    done.iter().find(|(image, _)| image.digest == *digest).map(|(_, (action, priority, _))| (*action, *priority))
+    done.iter()
+        .find(|(image, _)| image.digest == *digest)
+        .map(|(_, (action, priority, _))| (*action, *priority))
 }
 
-fn intent(policy: &Policy, image: &Image, images: &[Image], done: &Done<'_>) -> Option<(Action, u32, Cause)> {
+fn intent(
+    policy: &Policy,
+    image: &Image,
+    images: &[Image],
+    done: &Done<'_>,
+) -> Option<(Action, u32, Cause)> {
     if !has_subject(image, images) {
         return selection(policy, image, images);
     }
@@ -111,7 +122,9 @@ fn execute<'a>(policy: &Policy, images: &'a [Image]) -> Done<'a> {
                     && !image.parents.iter().any(|parent| refuses(parent, action, images, &done))
             }
         };
-        let Some(oldest) = images.iter().filter(can_go).min_by_key(|image| (pushed(image), &image.digest)) else {
+        let Some(oldest) =
+            images.iter().filter(can_go).min_by_key(|image| (pushed(image), &image.digest))
+        else {
             return done;
         };
         let intent = intent(policy, oldest, images, &done).unwrap();
@@ -160,7 +173,9 @@ prop_compose! {
 }
 
 fn repositories() -> impl Strategy<Value = Vec<Image>> {
-    (0..9usize).prop_flat_map(|count| (0..count).map(numbered_image).collect::<Vec<_>>()).prop_shuffle()
+    (0..9usize)
+        .prop_flat_map(|count| (0..count).map(numbered_image).collect::<Vec<_>>())
+        .prop_shuffle()
 }
 
 proptest! {

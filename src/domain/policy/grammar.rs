@@ -48,7 +48,11 @@ pub(super) fn read_policy(kind: Kind, document: &Value) -> Result<Policy> {
         Some(version) => match version.as_str() {
             Some("2008-10-17") => Version::V2008,
             Some("2012-10-17") => Version::V2012,
-            _ => return Err(format!("Version {version} is not valid: give \"2012-10-17\" or \"2008-10-17\"")),
+            _ => {
+                return Err(format!(
+                    "Version {version} is not valid: give \"2012-10-17\" or \"2008-10-17\""
+                ));
+            }
         },
     };
     let id = optional_text(document, "Id")?;
@@ -56,7 +60,9 @@ pub(super) fn read_policy(kind: Kind, document: &Value) -> Result<Policy> {
         Some(Value::Array(statements)) if !statements.is_empty() => {
             statements.iter().map(|statement| read_statement(kind, statement)).collect()
         }
-        Some(statement @ Value::Object(_)) => read_statement(kind, statement).map(|statement| vec![statement]),
+        Some(statement @ Value::Object(_)) => {
+            read_statement(kind, statement).map(|statement| vec![statement])
+        }
         _ => Err("Statement must be a statement or a list of at least one".to_owned()),
     }?;
     Ok(Policy { version, id, statements })
@@ -87,10 +93,16 @@ fn read_statement(kind: Kind, value: &Value) -> Result<Statement> {
         principals: read_twin(statement, "Principal", "NotPrincipal", read_principals)?,
         actions: read_twin(statement, "Action", "NotAction", read_actions)?,
         resources: match kind {
-            Kind::Registry => Some(read_twin(statement, "Resource", "NotResource", read_resources)?),
+            Kind::Registry => {
+                Some(read_twin(statement, "Resource", "NotResource", read_resources)?)
+            }
             Kind::Repository => None,
         },
-        conditions: statement.get("Condition").map(read_conditions).transpose()?.unwrap_or_default(),
+        conditions: statement
+            .get("Condition")
+            .map(read_conditions)
+            .transpose()?
+            .unwrap_or_default(),
     })
 }
 
@@ -131,12 +143,16 @@ fn read_actions(value: &Value) -> Result<BTreeSet<String>> {
 
 fn read_action(text: &str) -> Result<String> {
     let lower = text.to_ascii_lowercase();
-    let is_pattern =
-        |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'*' | b'?'));
+    let is_pattern = |name: &str| {
+        !name.is_empty()
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'*' | b'?'))
+    };
     if lower == "*" || lower.strip_prefix("ecr:").is_some_and(is_pattern) {
         Ok(lower)
     } else {
-        Err(format!("action {text:?} is not valid: give *, or ecr: and the name of an action, in which * and ? match"))
+        Err(format!(
+            "action {text:?} is not valid: give *, or ecr: and the name of an action, in which * and ? match"
+        ))
     }
 }
 
@@ -147,7 +163,9 @@ fn read_resources(value: &Value) -> Result<BTreeSet<String>> {
 fn read_resource(text: &str) -> Result<String> {
     let is_segment = |segment: &str| {
         !segment.is_empty()
-            && segment.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'*' | b'?'))
+            && segment.bytes().all(|b| {
+                b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'*' | b'?')
+            })
     };
     let is_name = |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic());
     let is_arn = match text.splitn(6, ':').collect::<Vec<_>>()[..] {
@@ -174,8 +192,13 @@ fn read_conditions(value: &Value) -> Result<BTreeMap<Condition, BTreeSet<String>
             return Err(format!("condition operator {operator:?} is not known"));
         }
         for (key, values) in object(keys, operator)? {
-            if !key.split_once(':').is_some_and(|(prefix, name)| !prefix.is_empty() && !name.is_empty()) {
-                return Err(format!("condition key {key:?} is not valid: give one such as aws:SourceIp"));
+            if !key
+                .split_once(':')
+                .is_some_and(|(prefix, name)| !prefix.is_empty() && !name.is_empty())
+            {
+                return Err(format!(
+                    "condition key {key:?} is not valid: give one such as aws:SourceIp"
+                ));
             }
             let condition = Condition { operator: operator.clone(), key: key.to_lowercase() };
             let values = scalars(values, key)?;
@@ -190,7 +213,10 @@ fn read_conditions(value: &Value) -> Result<BTreeMap<Condition, BTreeSet<String>
 }
 
 fn is_operator(name: &str) -> bool {
-    let name = name.strip_prefix("ForAllValues:").or_else(|| name.strip_prefix("ForAnyValue:")).unwrap_or(name);
+    let name = name
+        .strip_prefix("ForAllValues:")
+        .or_else(|| name.strip_prefix("ForAnyValue:"))
+        .unwrap_or(name);
     let bare = name.strip_suffix("IfExists").filter(|bare| *bare != "Null").unwrap_or(name);
     OPERATORS.contains(&bare)
 }
@@ -226,7 +252,9 @@ fn values(value: &Value) -> &[Value] {
 
 fn texts<'a>(value: &'a Value, what: &str) -> Result<Vec<&'a str>> {
     let texts: Option<Vec<_>> = values(value).iter().map(Value::as_str).collect();
-    texts.filter(|texts| !texts.is_empty()).ok_or_else(|| format!("{what} must be a string or a list of at least one"))
+    texts
+        .filter(|texts| !texts.is_empty())
+        .ok_or_else(|| format!("{what} must be a string or a list of at least one"))
 }
 
 /// The values of a condition: IAM takes numbers and booleans for the strings that they are written as.
@@ -237,5 +265,7 @@ fn scalars(value: &Value, what: &str) -> Result<BTreeSet<String>> {
         Value::Null | Value::Array(_) | Value::Object(_) => None,
     };
     let scalars: Option<BTreeSet<_>> = values(value).iter().map(scalar).collect();
-    scalars.filter(|set| !set.is_empty()).ok_or_else(|| format!("{what} must have a value or a list of at least one"))
+    scalars
+        .filter(|set| !set.is_empty())
+        .ok_or_else(|| format!("{what} must have a value or a list of at least one"))
 }

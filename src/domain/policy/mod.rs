@@ -48,7 +48,9 @@ pub enum InvalidPolicy {
     )]
     TooLong,
     /// It is no policy of this kind. ECR doesn't say why, the reason here does.
-    #[error("Invalid parameter at 'PolicyText' failed to satisfy constraint: 'Invalid {kind} policy provided'")]
+    #[error(
+        "Invalid parameter at 'PolicyText' failed to satisfy constraint: 'Invalid {kind} policy provided'"
+    )]
     Document {
         /// The expected kind.
         kind: Kind,
@@ -154,15 +156,16 @@ impl Policy {
         if text.chars().count() > MAX_LENGTH {
             return Err(InvalidPolicy::TooLong);
         }
-        let document: Value = serde_json::from_str(text)
-            .map_err(|error| InvalidPolicy::Document { kind, reason: format!("it is no JSON: {error}") })?;
+        let document: Value = serde_json::from_str(text).map_err(|error| {
+            InvalidPolicy::Document { kind, reason: format!("it is no JSON: {error}") }
+        })?;
         Self::from_value(kind, &document)
     }
 
     /// Reads a document from JSON.
     pub fn from_value(kind: Kind, document: &Value) -> Result<Self, InvalidPolicy> {
-        let mut policy =
-            grammar::read_policy(kind, document).map_err(|reason| InvalidPolicy::Document { kind, reason })?;
+        let mut policy = grammar::read_policy(kind, document)
+            .map_err(|reason| InvalidPolicy::Document { kind, reason })?;
         policy.statements.sort();
         Ok(policy)
     }
@@ -209,9 +212,13 @@ impl Statement {
     /// Returns whether the statement's principals include this caller.
     pub fn concerns(&self, caller: &Principal) -> bool {
         match &self.principals {
-            Matching::In(principals) => principals.iter().any(|principal| principal.includes(caller)),
+            Matching::In(principals) => {
+                principals.iter().any(|principal| principal.includes(caller))
+            }
             // Excepting an account excepts its root alone, not everyone who belongs to it.
-            Matching::NotIn(principals) => !principals.iter().any(|principal| principal.names(caller)),
+            Matching::NotIn(principals) => {
+                !principals.iter().any(|principal| principal.names(caller))
+            }
         }
     }
 
@@ -265,7 +272,8 @@ impl<T> Matching<T> {
 /// The canonical form of a document. One that isn't a valid policy is its own canonical form, so that a registry which knows
 /// more of the grammar can still be compared with.
 pub fn normalize(kind: Kind, document: &Value) -> Value {
-    Policy::from_value(kind, document).map_or_else(|_| document.clone(), |policy| policy.to_document())
+    Policy::from_value(kind, document)
+        .map_or_else(|_| document.clone(), |policy| policy.to_document())
 }
 
 /// Returns whether two documents mean the same.

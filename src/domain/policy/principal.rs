@@ -48,8 +48,11 @@ impl Principal {
             return Ok(Self::Account { partition: "aws".to_owned(), account });
         }
         let parts: Vec<_> = text.splitn(6, ':').collect();
-        let ["arn", partition, service, "", account, resource] = parts[..] else { return Err(invalid()) };
-        let partition = Some(partition).filter(|name| is_partition(name)).ok_or_else(invalid)?.to_owned();
+        let ["arn", partition, service, "", account, resource] = parts[..] else {
+            return Err(invalid());
+        };
+        let partition =
+            Some(partition).filter(|name| is_partition(name)).ok_or_else(invalid)?.to_owned();
         let account: AccountId = account.parse().map_err(|_| invalid())?;
         if service == "iam" && resource == "root" {
             return Ok(Self::Account { partition, account });
@@ -62,12 +65,17 @@ impl Principal {
 
     /// Reads a value of the `Service` principal.
     pub fn parse_service(text: &str) -> Result<Self, String> {
-        let name = text.strip_suffix(".amazonaws.com.cn").or_else(|| text.strip_suffix(".amazonaws.com"));
-        let label = |label: &str| !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        let name =
+            text.strip_suffix(".amazonaws.com.cn").or_else(|| text.strip_suffix(".amazonaws.com"));
+        let label = |label: &str| {
+            !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        };
         if name.is_some_and(|name| name.split('.').all(label)) {
             Ok(Self::Service(text.to_owned()))
         } else {
-            Err(format!("service principal {text:?} is not valid: give one such as codebuild.amazonaws.com"))
+            Err(format!(
+                "service principal {text:?} is not valid: give one such as codebuild.amazonaws.com"
+            ))
         }
     }
 
@@ -108,7 +116,9 @@ impl fmt::Display for Principal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Anyone => f.write_str("*"),
-            Self::Account { partition, account } => write!(f, "arn:{partition}:iam::{account}:root"),
+            Self::Account { partition, account } => {
+                write!(f, "arn:{partition}:iam::{account}:root")
+            }
             Self::Identity { partition, account, resource } => {
                 let service = if is_identity("iam", resource) { "iam" } else { "sts" };
                 write!(f, "arn:{partition}:{service}::{account}:{resource}")
@@ -133,7 +143,9 @@ pub(super) fn to_document(principals: &BTreeSet<Principal>) -> Value {
 
 fn is_partition(name: &str) -> bool {
     name == "aws"
-        || name.strip_prefix("aws-").is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'))
+        || name
+            .strip_prefix("aws-")
+            .is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'))
 }
 
 fn is_identity(service: &str, resource: &str) -> bool {

@@ -89,7 +89,10 @@ fn the_grammar_takes_what_authors_write() {
         instead("Action", "NotAction", json!("ecr:DeleteRepository")),
         with("Condition", json!({})),
         with("Condition", json!({ "StringEquals": { "aws:PrincipalOrgID": ["o-1", "o-2"] } })),
-        with("Condition", json!({ "ForAnyValue:StringLikeIfExists": { "aws:PrincipalOrgPaths": "o-1/*" } })),
+        with(
+            "Condition",
+            json!({ "ForAnyValue:StringLikeIfExists": { "aws:PrincipalOrgPaths": "o-1/*" } }),
+        ),
         with(
             "Condition",
             json!({ "Bool": { "aws:SecureTransport": false }, "NumericLessThan": { "aws:EpochTime": 5 } }),
@@ -133,12 +136,21 @@ fn what_the_grammar_does_not_name_is_refused_with_its_name() {
         (with("Condition", json!([])), "Condition"),
         (with("Condition", json!({ "StringEqual": { "aws:SourceIp": "x" } })), "StringEqual"),
         (with("Condition", json!({ "NullIfExists": { "aws:SourceIp": "true" } })), "NullIfExists"),
-        (with("Condition", json!({ "ForSomeValues:StringLike": { "aws:SourceIp": "x" } })), "ForSomeValues"),
+        (
+            with("Condition", json!({ "ForSomeValues:StringLike": { "aws:SourceIp": "x" } })),
+            "ForSomeValues",
+        ),
         (with("Condition", json!({ "StringEquals": "x" })), "StringEquals"),
         (with("Condition", json!({ "StringEquals": { "SourceIp": "x" } })), "SourceIp"),
         (with("Condition", json!({ "StringEquals": { "aws:SourceIp": [] } })), "aws:SourceIp"),
         (with("Condition", json!({ "StringEquals": { "aws:SourceIp": null } })), "aws:SourceIp"),
-        (with("Condition", json!({ "StringEquals": { "aws:SourceIp": "a", "aws:sourceip": "b" } })), "twice"),
+        (
+            with(
+                "Condition",
+                json!({ "StringEquals": { "aws:SourceIp": "a", "aws:sourceip": "b" } }),
+            ),
+            "twice",
+        ),
     ] {
         assert!(reason(&document).contains(named), "{document}: {}", reason(&document));
     }
@@ -235,7 +247,8 @@ fn documents_that_mean_different_things_are_not_equivalent() {
 #[test]
 fn documents_of_a_richer_grammar_are_compared_as_they_are() {
     let future = json!({ "Version": "2030-01-01", "Statement": [{ "A": 1, "B": 2 }] });
-    let reordered: Value = serde_json::from_str(r#"{"Statement":[{"B":2,"A":1}],"Version":"2030-01-01"}"#).unwrap();
+    let reordered: Value =
+        serde_json::from_str(r#"{"Statement":[{"B":2,"A":1}],"Version":"2030-01-01"}"#).unwrap();
     assert_eq!(normalize(Kind::Repository, &future), future);
     assert!(equivalent(Kind::Repository, &future, &reordered));
     assert!(!equivalent(Kind::Repository, &future, &policy(statement())));
@@ -249,19 +262,44 @@ fn a_document_locks_its_author_out_when_it_denies_setting_the_next_one() {
     let session = "arn:aws:sts::123456789012:assumed-role/ci/build-7";
     let stranger = "arn:aws:iam::210987654321:user/jane";
     let deny = |principal: Value, action: Value| json!({ "Effect": "Deny", "Principal": principal, "Action": action });
-    let except = |principal: Value| json!({ "Effect": "Deny", "NotPrincipal": principal, "Action": "*" });
+    let except =
+        |principal: Value| json!({ "Effect": "Deny", "NotPrincipal": principal, "Action": "*" });
     let all = json!("ecr:*");
     for (statement, locked_out, free) in [
-        (deny(json!("*"), json!("ecr:setrepositoryp?licy")), vec![root, user, session, stranger], vec![]),
-        (deny(json!({ "AWS": ACCOUNT }), all.clone()), vec![root, user, role, session], vec![stranger]),
-        (deny(json!({ "AWS": user }), all.clone()), vec![user], vec![root, role, session, stranger]),
+        (
+            deny(json!("*"), json!("ecr:setrepositoryp?licy")),
+            vec![root, user, session, stranger],
+            vec![],
+        ),
+        (
+            deny(json!({ "AWS": ACCOUNT }), all.clone()),
+            vec![root, user, role, session],
+            vec![stranger],
+        ),
+        (
+            deny(json!({ "AWS": user }), all.clone()),
+            vec![user],
+            vec![root, role, session, stranger],
+        ),
         (deny(json!({ "AWS": role }), all.clone()), vec![role, session], vec![root, user]),
         (deny(json!({ "AWS": session }), all.clone()), vec![session], vec![root, role]),
-        (deny(json!({ "Service": "codebuild.amazonaws.com" }), all.clone()), vec![], vec![root, user]),
+        (
+            deny(json!({ "Service": "codebuild.amazonaws.com" }), all.clone()),
+            vec![],
+            vec![root, user],
+        ),
         (deny(json!("*"), json!(["ecr:PutImage", "ecr:Get*"])), vec![], vec![root, user, stranger]),
         (json!({ "Effect": "Allow", "Principal": "*", "Action": "*" }), vec![], vec![root, user]),
-        (json!({ "Effect": "Deny", "Principal": "*", "NotAction": "ecr:Put*" }), vec![root, user], vec![]),
-        (json!({ "Effect": "Deny", "Principal": "*", "NotAction": "ecr:Set*" }), vec![], vec![root, user]),
+        (
+            json!({ "Effect": "Deny", "Principal": "*", "NotAction": "ecr:Put*" }),
+            vec![root, user],
+            vec![],
+        ),
+        (
+            json!({ "Effect": "Deny", "Principal": "*", "NotAction": "ecr:Set*" }),
+            vec![],
+            vec![root, user],
+        ),
         (except(json!({ "AWS": role })), vec![root, user], vec![role, session]),
         (except(json!({ "AWS": ACCOUNT })), vec![user, session, stranger], vec![root]),
         (
@@ -307,7 +345,8 @@ fn a_registry_policy_says_which_repositories_it_is_about() {
             assert!(!is_valid(&document), "no repository policy: {document}");
         }
     }
-    let reason = |document: &Value| Policy::from_value(Kind::Registry, document).unwrap_err().reason();
+    let reason =
+        |document: &Value| Policy::from_value(Kind::Registry, document).unwrap_err().reason();
     for bad in [
         json!(""),
         json!("team/*"),
@@ -335,14 +374,19 @@ fn a_registry_policy_says_which_repositories_it_is_about() {
 
 #[test]
 fn registry_policies_differ_by_their_resources_and_not_by_the_order_of_those() {
-    let (one, two) = ("arn:aws:ecr:eu-1:123456789012:repository/a", "arn:aws:ecr:eu-1:123456789012:repository/b");
+    let (one, two) = (
+        "arn:aws:ecr:eu-1:123456789012:repository/a",
+        "arn:aws:ecr:eu-1:123456789012:repository/b",
+    );
     let same = |left: &Value, right: &Value| equivalent(Kind::Registry, left, right);
     let original = registry_policy(json!([one, two]));
     assert!(same(&original, &registry_policy(json!([two, one]))));
     assert!(same(&registry_policy(json!(one)), &registry_policy(json!([one]))));
-    for other in
-        [registry_policy(json!(one)), registry_policy(json!("*")), with_resource("NotResource", json!([one, two]))]
-    {
+    for other in [
+        registry_policy(json!(one)),
+        registry_policy(json!("*")),
+        with_resource("NotResource", json!([one, two])),
+    ] {
         assert!(!same(&original, &other), "{other}");
     }
     let canonical = normalize(Kind::Registry, &original);
@@ -362,7 +406,8 @@ fn spelled(list: Vec<String>) -> impl Strategy<Value = Value> {
 }
 
 const ACTIONS: [&str; 4] = ["ecr:BatchGetImage", "ecr:PutImage", "ecr:Describe*", "ecr:*"];
-const PRINCIPALS: [&str; 3] = ["123456789012", "arn:aws:iam::123456789012:user/a", "arn:aws:iam::210987654321:role/b"];
+const PRINCIPALS: [&str; 3] =
+    ["123456789012", "arn:aws:iam::123456789012:user/a", "arn:aws:iam::210987654321:role/b"];
 
 /// The meaning of a statement: actions, principals, values of a condition and the effect.
 type Meaning = (Vec<String>, Vec<String>, Vec<String>, bool);

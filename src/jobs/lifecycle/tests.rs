@@ -18,7 +18,8 @@ use wharfage_store::{Lookup, Metadata};
 pub(crate) async fn bed() -> (tempfile::TempDir, JobContext, RepositoryId) {
     let folder = tempfile::tempdir().unwrap();
     let account = "123456789012".parse().unwrap();
-    let metadata: Arc<dyn Metadata> = Arc::new(SqliteStore::open(&folder.path().join("metadata.sqlite")).unwrap());
+    let metadata: Arc<dyn Metadata> =
+        Arc::new(SqliteStore::open(&folder.path().join("metadata.sqlite")).unwrap());
     let context = JobContext {
         metadata: Arc::clone(&metadata),
         blobs: Arc::new(FolderBlobs::open(&folder.path().join("blobs")).unwrap()),
@@ -55,8 +56,17 @@ async fn push(context: &JobContext, repository: RepositoryId, text: &'static str
         children: Vec::new(),
     };
     let age = i64::from(b'z' - text.as_bytes()[0]);
-    let (tags, now) = (vec![text.parse().unwrap()], Timestamp::now() - SignedDuration::from_secs(age));
-    let put = PutManifest { repository, manifest, tags, now, max_images: 9, max_tags: 9, jobs: Vec::new() };
+    let (tags, now) =
+        (vec![text.parse().unwrap()], Timestamp::now() - SignedDuration::from_secs(age));
+    let put = PutManifest {
+        repository,
+        manifest,
+        tags,
+        now,
+        max_images: 9,
+        max_tags: 9,
+        jobs: Vec::new(),
+    };
     context.metadata.put_manifest(put).await.unwrap();
 }
 
@@ -88,7 +98,14 @@ async fn active(context: &JobContext, id: RepositoryId) -> String {
 }
 
 async fn was_evaluated(context: &JobContext, id: RepositoryId) -> bool {
-    context.metadata.find_repository_by_id(id).await.unwrap().unwrap().lifecycle_evaluated_at.is_some()
+    context
+        .metadata
+        .find_repository_by_id(id)
+        .await
+        .unwrap()
+        .unwrap()
+        .lifecycle_evaluated_at
+        .is_some()
 }
 
 async fn planned(context: &JobContext, id: RepositoryId) -> LifecyclePlan {
@@ -106,14 +123,25 @@ async fn a_run_stops_when_its_policy_is_replaced_or_deleted() {
 
             // The first action is executed before the policy changes, the others after it.
             let first = plan.actions.remove(0);
-            let begun = LifecyclePlan { repository: plan.repository.clone(), actions: vec![first], ..plan };
-            let rest = LifecyclePlan { repository: begun.repository.clone(), actions: plan.actions, ..begun };
+            let begun =
+                LifecyclePlan { repository: plan.repository.clone(), actions: vec![first], ..plan };
+            let rest = LifecyclePlan {
+                repository: begun.repository.clone(),
+                actions: plan.actions,
+                ..begun
+            };
             let (mut wanted, mut done) = (HashSet::new(), RunResult::default());
-            assert_eq!(execute(&context, begun, &mut wanted, &mut done).await.unwrap(), ExecutionEnd::Complete);
+            assert_eq!(
+                execute(&context, begun, &mut wanted, &mut done).await.unwrap(),
+                ExecutionEnd::Complete
+            );
             assert_eq!(active(&context, id).await, "b c d");
 
             set_policy(&context, id, replacement.clone()).await;
-            assert_eq!(execute(&context, rest, &mut wanted, &mut done).await.unwrap(), ExecutionEnd::Replaced);
+            assert_eq!(
+                execute(&context, rest, &mut wanted, &mut done).await.unwrap(),
+                ExecutionEnd::Replaced
+            );
             assert_eq!(active(&context, id).await, "b c d", "{action}, then {replacement:?}");
             assert_eq!(done.expired.len() + done.archived.len(), 1);
             assert!(!was_evaluated(&context, id).await);
@@ -161,9 +189,16 @@ async fn a_policy_is_evaluated_again_when_kept_images_go() {
         let plan = planned(&context, id).await;
         assert_eq!(plan.actions.len(), 2);
         let newest = Digest::sha256(b"d");
-        context.metadata.delete_image(id, &newest, Referrers::Stay, Timestamp::now()).await.unwrap();
+        context
+            .metadata
+            .delete_image(id, &newest, Referrers::Stay, Timestamp::now())
+            .await
+            .unwrap();
         let (mut wanted, mut done) = (HashSet::new(), RunResult::default());
-        assert_eq!(execute(&context, plan, &mut wanted, &mut done).await.unwrap(), ExecutionEnd::Outdated);
+        assert_eq!(
+            execute(&context, plan, &mut wanted, &mut done).await.unwrap(),
+            ExecutionEnd::Outdated
+        );
         assert_eq!(active(&context, id).await, "a b c");
         run(&context, &JobSettings::default(), id).await.unwrap();
         assert_eq!(active(&context, id).await, "b c");

@@ -78,8 +78,9 @@ fn what_is_no_yaml_is_explained_with_its_line() {
     ] {
         let problem = load(text).unwrap_err().to_string();
         let start = text.get(..40).unwrap_or(text);
-        let (head, message) =
-            problem.split_once(": is not valid YAML: ").unwrap_or_else(|| panic!("{start:?}: {problem}"));
+        let (head, message) = problem
+            .split_once(": is not valid YAML: ")
+            .unwrap_or_else(|| panic!("{start:?}: {problem}"));
         assert_eq!(head, "a.yaml", "{start:?}");
         assert!(message.starts_with(line) && message.contains(reason), "{start:?}: {message}");
         assert_eq!(internals(&problem), None, "{start:?}: {problem}");
@@ -112,42 +113,78 @@ fn the_hint_has_the_authors_own_text() {
     ] {
         let expected = format!("must be a string: put {scalar} in quotes");
         for text in [
-            manifest("Registry", "home", &format!("managed: {{}}\nregistryId: {scalar}  # the account\n")),
+            manifest(
+                "Registry",
+                "home",
+                &format!("managed: {{}}\nregistryId: {scalar}  # the account\n"),
+            ),
             manifest(
                 "Repository",
                 "api",
                 &format!("registryRef: {{name: home}}\ntags: {{ä: \"ü\", a: {scalar} , b: c}}"),
             ),
-            manifest("Repository", "api", &format!("registryRef: {{name: home}}\ntags:\n  a: &it {scalar}\n  b: *it")),
+            manifest(
+                "Repository",
+                "api",
+                &format!("registryRef: {{name: home}}\ntags:\n  a: &it {scalar}\n  b: *it"),
+            ),
         ] {
             let problems = load(&text).unwrap_err().to_string();
             assert!(problems.lines().all(|line| line.ends_with(&expected)), "{scalar}: {problems}");
         }
     }
-    let null = manifest("PullSecret", "pull", "registryRef: {name: home}\nserviceAccounts: [~, default]");
-    assert!(load(&null).unwrap_err().to_string().ends_with("serviceAccounts[0]: must be a string, not ~"));
+    let null =
+        manifest("PullSecret", "pull", "registryRef: {name: home}\nserviceAccounts: [~, default]");
+    assert!(
+        load(&null)
+            .unwrap_err()
+            .to_string()
+            .ends_with("serviceAccounts[0]: must be a string, not ~")
+    );
     let listed = manifest("Repository", "api", "registryRef: {name: home}\ndeletionPolicy: no");
-    assert!(load(&listed).unwrap_err().to_string().ends_with("spec.deletionPolicy: no is none of Retain, Delete"));
+    assert!(
+        load(&listed)
+            .unwrap_err()
+            .to_string()
+            .ends_with("spec.deletionPolicy: no is none of Retain, Delete")
+    );
     let date = policy(&[&UNTAGGED.replace("14", "2026-11-30")]);
-    assert!(load(&date).unwrap_err().to_string().ends_with("must be a whole number, not \"2026-11-30\""));
+    assert!(
+        load(&date)
+            .unwrap_err()
+            .to_string()
+            .ends_with("must be a whole number, not \"2026-11-30\"")
+    );
 }
 
 #[test]
 fn a_number_that_tools_read_differently_is_refused() {
     let with = |number: &str| load(&policy(&[&UNTAGGED.replace("14", number)]));
     for (number, expected) in [
-        ("010", "010 is 10 to some tools and 8 to others: write it without the zero in front, or put it in quotes"),
+        (
+            "010",
+            "010 is 10 to some tools and 8 to others: write it without the zero in front, or put it in quotes",
+        ),
         (
             "0777",
             "0777 is 777 to some tools and 511 to others: write it without the zero in front, or put it in quotes",
         ),
     ] {
         let problems = with(number).unwrap_err().to_string();
-        assert!(problems.ends_with(&format!("spec.rules[0].selection.countNumber: {expected}")), "{problems}");
+        assert!(
+            problems.ends_with(&format!("spec.rules[0].selection.countNumber: {expected}")),
+            "{problems}"
+        );
     }
-    for (number, expected) in
-        [("0o17", 15), ("0x10", 16), ("1_000", 1000), ("08", 8), ("007", 7), ("14.0", 14), ("1e2", 100)]
-    {
+    for (number, expected) in [
+        ("0o17", 15),
+        ("0x10", 16),
+        ("1_000", 1000),
+        ("08", 8),
+        ("007", 7),
+        ("14.0", 14),
+        ("1e2", 100),
+    ] {
         let rules = with(number).unwrap().lifecycle_policies[0].resource.spec.rules.clone();
         assert_eq!(rules[0].selection.count_number, expected, "{number}");
     }
@@ -157,7 +194,9 @@ fn a_number_that_tools_read_differently_is_refused() {
 fn of_a_document_full_of_faults_some_are_reported() {
     let fields: String = (0..9_000).map(|n| format!("field{n}: 1\n")).collect();
     let problems =
-        load(&manifest("Repository", "api", &format!("registryRef: {{name: home}}\n{fields}"))).unwrap_err().problems;
+        load(&manifest("Repository", "api", &format!("registryRef: {{name: home}}\n{fields}")))
+            .unwrap_err()
+            .problems;
     assert_eq!(problems.len(), 51);
     assert_eq!(problems[50].message, "has 8950 more faults");
 }

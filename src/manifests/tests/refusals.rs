@@ -22,7 +22,10 @@ fn policy_problems(rules: &[&str]) -> String {
 fn registries_are_held_to_their_rules() {
     const PREFIX: &str = "a.yaml:";
     for (spec, expected) in [
-        ("region: eu-1", "5 (document 1): Registry home: spec: give exactly one of managed, endpoint and aws"),
+        (
+            "region: eu-1",
+            "5 (document 1): Registry home: spec: give exactly one of managed, endpoint and aws",
+        ),
         (
             "region: eu-1\nmanaged: {}\naws: {}",
             "5 (document 1): Registry home: spec: give exactly one of managed, endpoint and aws",
@@ -101,7 +104,10 @@ fn repositories_are_held_to_their_rules() {
     const FILTERS: &str = "spec: imageTagMutabilityExclusionFilters (1 to 5) go with IMMUTABLE_WITH_EXCLUSION and MUTABLE_WITH_EXCLUSION: give both, or neither";
     for (fields, expected) in [
         ("imageTagMutability: IMMUTABLE_WITH_EXCLUSION", FILTERS),
-        ("imageTagMutability: IMMUTABLE_WITH_EXCLUSION\nimageTagMutabilityExclusionFilters: []", FILTERS),
+        (
+            "imageTagMutability: IMMUTABLE_WITH_EXCLUSION\nimageTagMutabilityExclusionFilters: []",
+            FILTERS,
+        ),
         ("imageTagMutabilityExclusionFilters: [{filterType: WILDCARD, filter: dev}]", FILTERS),
         (
             "imageTagMutability: MUTABLE_WITH_EXCLUSION\nimageTagMutabilityExclusionFilters: [{filterType: WILDCARD, filter: '*a*b*'}]",
@@ -145,7 +151,10 @@ fn repositories_are_held_to_their_rules() {
         ),
         ("tags: {a: 'a,b'}", "spec.tags.a: \"a,b\" does not match ^[\\p{L}\\p{N} _.:/=+@-]*$"),
         ("tags: {cost-center: 42}", "spec.tags.cost-center: must be a string: put 42 in quotes"),
-        ("interval: 10 minutes", "spec.interval: \"10 minutes\" does not match ^([0-9]{1,6}(ms|s|m|h)){1,4}$"),
+        (
+            "interval: 10 minutes",
+            "spec.interval: \"10 minutes\" does not match ^([0-9]{1,6}(ms|s|m|h)){1,4}$",
+        ),
         ("interval: 0s", "spec.interval: an interval is 1s or longer: give a longer one"),
         ("interval: 0h0m999ms", "spec.interval: an interval is 1s or longer: give a longer one"),
         ("repositoryPolicy: '{}'", "spec.repositoryPolicy: must be a mapping, not \"{}\""),
@@ -175,10 +184,18 @@ fn scalars_are_read_as_kubectl_reads_them() {
         let problems = repository_problems(&format!("tags: {{a: {scalar}}}"));
         assert!(problems.ends_with(&format!("spec.tags.a: {expected}")), "{scalar}: {problems}");
     }
-    for (scalar, expected) in
-        [("'yes'", "yes"), ("2026-11-21", "2026-11-21"), ("1.2.3", "1.2.3"), ("\"5\"", "5"), ("a b", "a b")]
-    {
-        let text = manifest("Repository", "api", &format!("registryRef: {{name: home}}\ntags: {{a: {scalar}}}"));
+    for (scalar, expected) in [
+        ("'yes'", "yes"),
+        ("2026-11-21", "2026-11-21"),
+        ("1.2.3", "1.2.3"),
+        ("\"5\"", "5"),
+        ("a b", "a b"),
+    ] {
+        let text = manifest(
+            "Repository",
+            "api",
+            &format!("registryRef: {{name: home}}\ntags: {{a: {scalar}}}"),
+        );
         assert_eq!(load(&text).unwrap().repositories[0].resource.spec.tags["a"], expected);
     }
 }
@@ -276,7 +293,10 @@ fn lifecycle_policies_are_held_to_their_rules() {
         let text = rule(selection, action);
         let expected = format!("LifecyclePolicy default/keep: spec.rules[0]{expected}");
         let problems = policy_problems(&[&text]);
-        assert!(problems.lines().any(|line| line.ends_with(&expected)), "{text}\n{problems}\n{expected}");
+        assert!(
+            problems.lines().any(|line| line.ends_with(&expected)),
+            "{text}\n{problems}\n{expected}"
+        );
     }
     assert!(load(&policy(&[&rule("tagStatus: any, countType: sinceImageTransitioned, storageClass: archive, countUnit: days, countNumber: 90", "type: expire")])).is_ok());
     assert!(
@@ -294,7 +314,10 @@ fn rules_of_a_policy_fit_together() {
     let archived = "{rulePriority: 3, selection: {tagStatus: untagged, storageClass: archive, countType: sinceImageTransitioned, countUnit: days, countNumber: 90}, action: {type: expire}}";
     assert!(load(&policy(&[any, UNTAGGED, archived])).is_ok());
     for (rules, expected) in [
-        (vec![UNTAGGED, &any.replace('2', "1")], "every rule needs its own rulePriority: renumber the rules"),
+        (
+            vec![UNTAGGED, &any.replace('2', "1")],
+            "every rule needs its own rulePriority: renumber the rules",
+        ),
         (
             vec![UNTAGGED, &UNTAGGED.replacen('1', "2", 1)],
             "only one rule may select untagged images per storage class: join them",
@@ -314,9 +337,16 @@ fn rules_of_a_policy_fit_together() {
 fn a_policy_names_one_repository_or_selects_several() {
     let rules = format!("rules:\n- {UNTAGGED}");
     for targets in ["", "repositoryRef: {name: api}\nrepositorySelector: {}\n"] {
-        let text = manifest("LifecyclePolicy", "keep", &format!("registryRef: {{name: home}}\n{targets}{rules}"));
+        let text = manifest(
+            "LifecyclePolicy",
+            "keep",
+            &format!("registryRef: {{name: home}}\n{targets}{rules}"),
+        );
         let problems = load(&text).unwrap_err().to_string();
-        assert!(problems.ends_with("spec: give exactly one of repositoryRef and repositorySelector"), "{problems}");
+        assert!(
+            problems.ends_with("spec: give exactly one of repositoryRef and repositorySelector"),
+            "{problems}"
+        );
     }
 }
 
@@ -329,7 +359,10 @@ fn a_pasted_ecr_policy_comes_out_as_it_went_in() {
         &format!("registryRef: {{name: home}}\nrepositorySelector: {{}}\nrules: {rules}"),
     );
     let document = load(&text).unwrap().lifecycle_policies[0].resource.document();
-    assert_eq!(document, serde_json::json!({ "rules": serde_json::from_str::<Value>(rules).unwrap() }));
+    assert_eq!(
+        document,
+        serde_json::json!({ "rules": serde_json::from_str::<Value>(rules).unwrap() })
+    );
 }
 
 #[test]
@@ -346,11 +379,19 @@ fn a_registry_stays_what_and_where_it_is() {
         ("managed: {namespace: a}", "managed: {namespace: b}", NAMESPACE),
         ("managed: {namespace: a}", "managed: {}", NAMESPACE),
         ("managed: {}", "managed: {storage: {s3: {bucket: images}}}", STORAGE),
-        ("managed: {storage: {s3: {bucket: images}}}", "managed: {storage: {filesystem: {}}}", STORAGE),
+        (
+            "managed: {storage: {s3: {bucket: images}}}",
+            "managed: {storage: {filesystem: {}}}",
+            STORAGE,
+        ),
         ("managed: {}", "managed: {}\nregistryId: '123456789012'", ACCOUNT),
     ] {
-        let problems = loader.check_update(&registry(old), &registry(new)).map_err(|error| error.to_string());
-        assert!(problems.as_ref().is_err_and(|it| it.ends_with(expected)), "{old} to {new}: {problems:?}");
+        let problems =
+            loader.check_update(&registry(old), &registry(new)).map_err(|error| error.to_string());
+        assert!(
+            problems.as_ref().is_err_and(|it| it.ends_with(expected)),
+            "{old} to {new}: {problems:?}"
+        );
     }
     let moved = "managed: {namespace: a, replicas: 1, storage: {s3: {bucket: images}}, database: {postgres: {connectionSecretRef: {name: pg, namespace: a}}}}";
     for old in ["managed: {}", "managed: {namespace: a}"] {
@@ -360,8 +401,10 @@ fn a_registry_stays_what_and_where_it_is() {
 
 #[test]
 fn immutable_fields_stay_and_others_may_change() {
-    let repository =
-        |fields: &str| load(&manifest("Repository", "api", &format!("registryRef: {{name: home}}\n{fields}"))).unwrap();
+    let repository = |fields: &str| {
+        load(&manifest("Repository", "api", &format!("registryRef: {{name: home}}\n{fields}")))
+            .unwrap()
+    };
     let loader = Loader::new().unwrap();
     let old = repository("");
     for (fields, expected) in [
@@ -392,7 +435,9 @@ fn immutable_fields_stay_and_others_may_change() {
     assert_eq!(loader.check_update(&Manifests::default(), &old), Ok(()));
 
     let policy = |registry: &str| {
-        let spec = format!("registryRef: {{name: {registry}}}\nrepositorySelector: {{}}\nrules: [{UNTAGGED}]");
+        let spec = format!(
+            "registryRef: {{name: {registry}}}\nrepositorySelector: {{}}\nrules: [{UNTAGGED}]"
+        );
         load(&manifest("LifecyclePolicy", "keep", &spec)).unwrap()
     };
     let problems = loader.check_update(&policy("home"), &policy("us")).unwrap_err().to_string();
@@ -405,8 +450,9 @@ fn immutable_fields_stay_and_others_may_change() {
 
 #[test]
 fn pull_secrets_are_held_to_their_rules() {
-    let problems =
-        |fields: &str| load(&manifest("PullSecret", "pull", &format!("registryRef: {{name: home}}\n{fields}")));
+    let problems = |fields: &str| {
+        load(&manifest("PullSecret", "pull", &format!("registryRef: {{name: home}}\n{fields}")))
+    };
     const PREFIX: &str = "a.yaml:";
     for (fields, expected) in [
         (
@@ -422,7 +468,11 @@ fn pull_secrets_are_held_to_their_rules() {
             "7 (document 1): PullSecret default/pull: spec.namespaceSelektor: unknown field: did you mean namespaceSelector?",
         ),
     ] {
-        assert_eq!(problems(fields).unwrap_err().to_string(), format!("{PREFIX}{expected}"), "{fields}");
+        assert_eq!(
+            problems(fields).unwrap_err().to_string(),
+            format!("{PREFIX}{expected}"),
+            "{fields}"
+        );
     }
     let most = (0..64).map(|n| format!("sa-{n}")).collect::<Vec<_>>().join(", ");
     assert!(problems(&format!("serviceAccounts: [{most}]")).is_ok());

@@ -25,8 +25,10 @@ pub(super) fn plan_changes<'o>(
 ) -> PlannedChanges<'o> {
     let existing = |it: &DesiredObject| found.iter().find(|found| found.is(&it.kind, &it.name));
     let apply = desired.iter().map(|it| (it, existing(it)));
-    let apply = apply.filter(|(it, existing)| !existing.is_some_and(|existing| is_current(it, existing)));
-    let is_desired = |it: &FoundObject| desired.iter().any(|desired| it.is(&desired.kind, &desired.name));
+    let apply =
+        apply.filter(|(it, existing)| !existing.is_some_and(|existing| is_current(it, existing)));
+    let is_desired =
+        |it: &FoundObject| desired.iter().any(|desired| it.is(&desired.kind, &desired.name));
     let prune = prunable(label, retained, found).into_iter().filter(|it| !is_desired(it));
     PlannedChanges { apply: apply.collect(), prune: prune.collect() }
 }
@@ -111,10 +113,14 @@ mod tests {
     /// Returns an existing object with the label of an owner, which the operator applied or another party created.
     fn found(kind: ApiResource, name: &str, owner: Option<&str>, is_applied: bool) -> FoundObject {
         let labels = owner.map(|owner| json!({ KEY: owner })).unwrap_or_default();
-        let (manager, operation) = if is_applied { ("wharfage", "Apply") } else { ("kubectl", "Update") };
+        let (manager, operation) =
+            if is_applied { ("wharfage", "Apply") } else { ("kubectl", "Update") };
         let managed_fields = json!([{ "manager": manager, "operation": operation }]);
         let metadata = json!({ "name": name, "namespace": "n", "labels": labels, "managedFields": managed_fields });
-        FoundObject { kind, object: serde_json::from_value(json!({ "metadata": metadata })).unwrap() }
+        FoundObject {
+            kind,
+            object: serde_json::from_value(json!({ "metadata": metadata })).unwrap(),
+        }
     }
 
     fn names<'o>(objects: impl IntoIterator<Item = &'o &'o FoundObject>) -> Vec<String> {
@@ -155,7 +161,10 @@ mod tests {
             found(secret.clone(), "backends", Some("home"), true),
         ];
         let retained = [(secret.clone(), "root-key".to_owned())];
-        let prune: Vec<_> = prunable(&label("home"), &retained, &existing).into_iter().map(FoundObject::id).collect();
+        let prune: Vec<_> = prunable(&label("home"), &retained, &existing)
+            .into_iter()
+            .map(FoundObject::id)
+            .collect();
         let id = |kind, name| ObjectId::new(kind, "n", name);
         assert_eq!(prune, [id(&config_map(), "root-key"), id(&secret, "backends")]);
     }
@@ -164,10 +173,17 @@ mod tests {
     fn an_unchanged_object_is_not_applied_again() {
         let (wanted, existing) = (
             [desired("a"), desired("b"), desired("c")],
-            [found(config_map(), "a", Some("home"), true), found(config_map(), "b", Some("home"), true)],
+            [
+                found(config_map(), "a", Some("home"), true),
+                found(config_map(), "b", Some("home"), true),
+            ],
         );
         let changes = plan_changes(&label("home"), &[], &wanted, &existing, |it, _| it.name == "a");
-        let apply: Vec<_> = changes.apply.iter().map(|(it, existing)| (it.name.as_str(), existing.is_some())).collect();
+        let apply: Vec<_> = changes
+            .apply
+            .iter()
+            .map(|(it, existing)| (it.name.as_str(), existing.is_some()))
+            .collect();
         assert_eq!(apply, [("b", true), ("c", false)]);
         assert!(changes.prune.is_empty());
     }
@@ -175,7 +191,8 @@ mod tests {
     #[test]
     fn objects_have_an_owner_only_if_they_go_with_it() {
         let metadata = json!({ "name": "home", "uid": "u1" });
-        let registry: Registry = serde_json::from_value(json!({ "metadata": metadata, "spec": {} })).unwrap();
+        let registry: Registry =
+            serde_json::from_value(json!({ "metadata": metadata, "spec": {} })).unwrap();
         assert_eq!(owner_reference(&registry, DeletionPolicy::Retain), None);
         assert_eq!(owner_reference(&registry, DeletionPolicy::Delete).unwrap().uid, "u1");
     }
@@ -186,7 +203,9 @@ mod tests {
         let owner = |uid: &str| json!({ "apiVersion": "v1", "kind": "A", "name": "a", "uid": uid });
         object.object.metadata.owner_references =
             Some(serde_json::from_value(json!([owner("u1"), owner("u2")])).unwrap());
-        let uids = |uid: &str| Some(object.owners_without(uid)?.into_iter().map(|it| it.uid).collect::<Vec<_>>());
+        let uids = |uid: &str| {
+            Some(object.owners_without(uid)?.into_iter().map(|it| it.uid).collect::<Vec<_>>())
+        };
         assert_eq!(uids("u1"), Some(vec!["u2".to_owned()]));
         assert_eq!(uids("u3"), None);
     }
@@ -207,7 +226,9 @@ mod tests {
         let one = (owner, any::<bool>());
         proptest::collection::vec(one, NAMES.len()).prop_map(|marks| {
             let marked = NAMES.iter().zip(marks);
-            marked.map(|(name, (owner, is_applied))| found(config_map(), name, owner, is_applied)).collect()
+            marked
+                .map(|(name, (owner, is_applied))| found(config_map(), name, owner, is_applied))
+                .collect()
         })
     }
 

@@ -20,7 +20,12 @@ type AppliedVersion = (u64, Option<String>);
 
 impl LastApplied {
     /// Returns whether an object is as this body made it, and nobody changed it since.
-    pub(super) fn is_current(&self, namespace: &str, desired: &DesiredObject, existing: &Metadata) -> bool {
+    pub(super) fn is_current(
+        &self,
+        namespace: &str,
+        desired: &DesiredObject,
+        existing: &Metadata,
+    ) -> bool {
         let version = (fingerprint(desired), existing.resource_version());
         self.lock().get(&key(&desired.kind, namespace, &desired.name)) == Some(&version)
     }
@@ -59,8 +64,11 @@ mod tests {
     #[test]
     fn an_object_is_current_until_its_body_or_its_version_changes() {
         let last_applied = LastApplied::default();
-        let desired =
-            |body: Value| DesiredObject { kind: ApiResource::erase::<ConfigMap>(&()), name: "a".to_owned(), body };
+        let desired = |body: Value| DesiredObject {
+            kind: ApiResource::erase::<ConfigMap>(&()),
+            name: "a".to_owned(),
+            body,
+        };
         let existing = |version: &str| -> Metadata {
             serde_json::from_value(json!({ "metadata": { "resourceVersion": version } })).unwrap()
         };

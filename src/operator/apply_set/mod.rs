@@ -31,7 +31,9 @@ use object::is_applied;
 
 pub(crate) use changes::ChangeSet;
 pub(crate) use last_applied::LastApplied;
-pub(crate) use object::{DesiredObject, FoundObject, Metadata, ObjectId, SetLabel, owner_reference};
+pub(crate) use object::{
+    DesiredObject, FoundObject, Metadata, ObjectId, SetLabel, owner_reference,
+};
 
 /// A kind of the objects of a set.
 #[derive(Debug, Clone)]
@@ -81,7 +83,9 @@ impl ApplyError {
     fn is_forbidden(&self) -> bool {
         match self {
             Self::Foreign(_) | Self::NoSuchKind => false,
-            Self::List { error, .. } | Self::Rejected(_, error) | Self::Api(error) => is_forbidden(error),
+            Self::List { error, .. } | Self::Rejected(_, error) | Self::Api(error) => {
+                is_forbidden(error)
+            }
         }
     }
 }
@@ -100,15 +104,27 @@ impl ApplySet<'_> {
     /// # Errors
     /// [`ApplyError::List`]
     pub async fn find(&self) -> Result<Vec<FoundObject>, ApplyError> {
-        let found = try_join_all(self.kinds.iter().map(async |kind| self.find_of(kind).await)).await?;
+        let found =
+            try_join_all(self.kinds.iter().map(async |kind| self.find_of(kind).await)).await?;
         Ok(found.into_iter().flatten().collect())
     }
 
-    async fn find_of(&self, SetKind { kind, is_optional }: &SetKind) -> Result<Vec<FoundObject>, ApplyError> {
+    async fn find_of(
+        &self,
+        SetKind { kind, is_optional }: &SetKind,
+    ) -> Result<Vec<FoundObject>, ApplyError> {
         match self.api(kind).list_metadata(&self.list_params()).await {
-            Ok(found) => Ok(found.items.into_iter().map(|object| FoundObject { kind: kind.clone(), object }).collect()),
+            Ok(found) => Ok(found
+                .items
+                .into_iter()
+                .map(|object| FoundObject { kind: kind.clone(), object })
+                .collect()),
             Err(error) if *is_optional && is_not_found(&error) => Ok(Vec::new()),
-            Err(error) => Err(ApplyError::List { kind: kind.kind.clone(), namespace: self.namespace.clone(), error }),
+            Err(error) => Err(ApplyError::List {
+                kind: kind.kind.clone(),
+                namespace: self.namespace.clone(),
+                error,
+            }),
         }
     }
 
@@ -116,12 +132,17 @@ impl ApplySet<'_> {
     ///
     /// # Errors
     /// [`ApplyError::Api`]
-    pub async fn find_elsewhere(&self, kinds: &[ApiResource]) -> Result<Vec<FoundObject>, ApplyError> {
+    pub async fn find_elsewhere(
+        &self,
+        kinds: &[ApiResource],
+    ) -> Result<Vec<FoundObject>, ApplyError> {
         let mut elsewhere = Vec::new();
         for kind in kinds {
             let everywhere: Api<DynamicObject> = Api::all_with(self.client.clone(), kind);
             let listed = everywhere.list_metadata(&self.list_params()).await?.items;
-            let is_elsewhere = |it: &Metadata| is_applied(it) && it.namespace().is_some_and(|it| it != self.namespace);
+            let is_elsewhere = |it: &Metadata| {
+                is_applied(it) && it.namespace().is_some_and(|it| it != self.namespace)
+            };
             let found = listed.into_iter().filter(is_elsewhere);
             elsewhere.extend(found.map(|object| FoundObject { kind: kind.clone(), object }));
         }
@@ -132,7 +153,11 @@ impl ApplySet<'_> {
     ///
     /// # Errors
     /// [`ApplyError::Foreign`], or [`ApplyError::Api`]
-    pub async fn check_foreign(&self, desired: &[DesiredObject], found: &[FoundObject]) -> Result<(), ApplyError> {
+    pub async fn check_foreign(
+        &self,
+        desired: &[DesiredObject],
+        found: &[FoundObject],
+    ) -> Result<(), ApplyError> {
         for DesiredObject { kind, name, .. } in desired {
             if found.iter().any(|it| it.is(kind, name)) {
                 continue;
@@ -153,7 +178,11 @@ impl ApplySet<'_> {
     ///
     /// # Errors
     /// Of the first object that the API server refuses; the rest is left unchanged.
-    pub async fn apply(&self, desired: &[DesiredObject], found: &[FoundObject]) -> Result<ChangeSet, ApplyError> {
+    pub async fn apply(
+        &self,
+        desired: &[DesiredObject],
+        found: &[FoundObject],
+    ) -> Result<ChangeSet, ApplyError> {
         let is_current = |it: &DesiredObject, existing: &FoundObject| {
             self.last_applied.is_current(&self.namespace, it, &existing.object)
         };
@@ -161,7 +190,8 @@ impl ApplySet<'_> {
         let mut changes = ChangeSet::default();
         for (object, existing) in planned.apply {
             self.apply_one(object).await?;
-            let action = if existing.is_some() { ChangeAction::Configured } else { ChangeAction::Created };
+            let action =
+                if existing.is_some() { ChangeAction::Configured } else { ChangeAction::Created };
             changes.record(ObjectId::new(&object.kind, &self.namespace, &object.name), action);
         }
         self.delete(planned.prune, &mut changes).await?;
@@ -178,7 +208,10 @@ impl ApplySet<'_> {
                 Ok(())
             }
             Err(error) if is_optional() && is_not_found(&error) => Err(ApplyError::NoSuchKind),
-            Err(error) => Err(ApplyError::Rejected(Box::new(ObjectId::new(kind, &self.namespace, name)), error)),
+            Err(error) => Err(ApplyError::Rejected(
+                Box::new(ObjectId::new(kind, &self.namespace, name)),
+                error,
+            )),
         }
     }
 
@@ -192,7 +225,11 @@ impl ApplySet<'_> {
         Ok(changes)
     }
 
-    async fn delete(&self, objects: Vec<&FoundObject>, changes: &mut ChangeSet) -> Result<(), ApplyError> {
+    async fn delete(
+        &self,
+        objects: Vec<&FoundObject>,
+        changes: &mut ChangeSet,
+    ) -> Result<(), ApplyError> {
         for FoundObject { kind, object } in objects {
             let name = object.name_any();
             self.last_applied.forget(kind, &self.namespace, &name);
@@ -213,11 +250,15 @@ impl ApplySet<'_> {
         uid: Option<String>,
     ) -> Result<bool, ApplyError> {
         self.last_applied.forget(kind, &self.namespace, name);
-        let params = DeleteParams::background().preconditions(Preconditions { uid, resource_version: None });
+        let params =
+            DeleteParams::background().preconditions(Preconditions { uid, resource_version: None });
         match self.api(kind).delete(name, &params).await {
             Ok(deleted) => Ok(deleted.is_right()),
             Err(error) if is_not_found(&error) => Ok(true),
-            Err(error) => Err(ApplyError::Rejected(Box::new(ObjectId::new(kind, &self.namespace, name)), error)),
+            Err(error) => Err(ApplyError::Rejected(
+                Box::new(ObjectId::new(kind, &self.namespace, name)),
+                error,
+            )),
         }
     }
 
@@ -226,7 +267,11 @@ impl ApplySet<'_> {
     ///
     /// # Errors
     /// When the API server cannot be asked now.
-    pub async fn release(&self, owner_uid: &str, elsewhere: BTreeSet<String>) -> Result<ChangeSet, ApplyError> {
+    pub async fn release(
+        &self,
+        owner_uid: &str,
+        elsewhere: BTreeSet<String>,
+    ) -> Result<ChangeSet, ApplyError> {
         let mut changes = ChangeSet::default();
         for namespace in elsewhere.into_iter().chain([self.namespace.clone()]) {
             let set = Self { namespace, ..self.clone() };
@@ -237,14 +282,22 @@ impl ApplySet<'_> {
         Ok(changes)
     }
 
-    async fn release_of(&self, kind: &SetKind, owner_uid: &str, changes: &mut ChangeSet) -> Result<(), ApplyError> {
+    async fn release_of(
+        &self,
+        kind: &SetKind,
+        owner_uid: &str,
+        changes: &mut ChangeSet,
+    ) -> Result<(), ApplyError> {
         let found = self.find_of(kind).await?;
         for it in prunable(&self.label, &self.retained, &found) {
             let Some(others) = it.owners_without(owner_uid) else { continue };
             let version = it.object.resource_version();
-            let patch = json!({ "metadata": { "ownerReferences": others, "resourceVersion": version } });
+            let patch =
+                json!({ "metadata": { "ownerReferences": others, "resourceVersion": version } });
             let (name, params) = (it.object.name_any(), PatchParams::default());
-            ignore_not_found(self.api(&it.kind).patch_metadata(&name, &params, &Patch::Merge(&patch)).await)?;
+            ignore_not_found(
+                self.api(&it.kind).patch_metadata(&name, &params, &Patch::Merge(&patch)).await,
+            )?;
             changes.record(ObjectId::new(&it.kind, &self.namespace, &name), ChangeAction::Released);
         }
         Ok(())

@@ -23,7 +23,10 @@ pub(crate) struct DesiredObject {
 // The body of a Secret is secret.
 impl fmt::Debug for DesiredObject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DesiredObject").field("kind", &self.kind.kind).field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("DesiredObject")
+            .field("kind", &self.kind.kind)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -54,7 +57,11 @@ impl FoundObject {
     }
 
     pub fn id(&self) -> ObjectId {
-        ObjectId::new(&self.kind, &self.object.namespace().unwrap_or_default(), &self.object.name_any())
+        ObjectId::new(
+            &self.kind,
+            &self.object.namespace().unwrap_or_default(),
+            &self.object.name_any(),
+        )
     }
 
     /// Returns the owners without the one of this UID; nothing if it is none of them.

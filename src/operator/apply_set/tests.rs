@@ -39,7 +39,8 @@ impl Fixture {
     }
 
     async fn apply(&self, owner: &str, names: &[&str]) -> Result<String, ApplyError> {
-        let (set, desired) = (self.set(owner), names.iter().map(|name| desired(name, owner)).collect::<Vec<_>>());
+        let (set, desired) =
+            (self.set(owner), names.iter().map(|name| desired(name, owner)).collect::<Vec<_>>());
         let found = set.find().await?;
         set.check_foreign(&desired, &found).await?;
         Ok(set.apply(&desired, &found).await?.to_string())
@@ -53,7 +54,8 @@ impl Fixture {
 
 fn body(name: &str, labels: &Value) -> Value {
     let owner = json!({ "apiVersion": "v1", "kind": "Registry", "name": "home", "uid": "owner" });
-    let metadata = json!({ "name": name, "namespace": "n", "labels": labels, "ownerReferences": [owner] });
+    let metadata =
+        json!({ "name": name, "namespace": "n", "labels": labels, "ownerReferences": [owner] });
     json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata })
 }
 
@@ -88,7 +90,10 @@ async fn objects_of_others_are_left_unchanged() {
         assert!(matches!(error, ApplyError::Foreign(object) if object.name == taken));
     }
     assert_eq!(fixture.cluster.writes(), writes);
-    assert_eq!(fixture.set("home").delete_all().await.unwrap().to_string(), "ConfigMap n/ours deleted");
+    assert_eq!(
+        fixture.set("home").delete_all().await.unwrap().to_string(),
+        "ConfigMap n/ours deleted"
+    );
     assert_eq!(fixture.cluster.names("configmaps"), ["copy", "foreign", "others"]);
 }
 
@@ -99,7 +104,9 @@ async fn released_objects_outlive_their_owner() {
     fixture.create("copy", &json!({ KEY: "home" }));
     let changes = fixture.set("home").release("owner", BTreeSet::new()).await.unwrap();
     assert_eq!(changes.to_string(), "ConfigMap n/ours released");
-    let owners = |name| fixture.cluster.get("configmaps", "n", name).unwrap()["metadata"]["ownerReferences"].clone();
+    let owners = |name| {
+        fixture.cluster.get("configmaps", "n", name).unwrap()["metadata"]["ownerReferences"].clone()
+    };
     assert_eq!((owners("ours"), owners("copy").as_array().unwrap().len()), (json!([]), 1));
     assert!(fixture.set("home").release("owner", BTreeSet::new()).await.unwrap().is_empty());
 }
@@ -111,7 +118,9 @@ async fn an_object_is_replaced_only_if_it_is_the_one_that_was_read() {
     let (set, kind) = (fixture.set("home"), kind::<ConfigMap>().kind);
     let error = set.delete_to_replace(&kind, "a", Some("another".to_owned())).await.unwrap_err();
     assert!(matches!(error, ApplyError::Rejected(..)));
-    let uid = fixture.cluster.get("configmaps", "n", "a").unwrap()["metadata"]["uid"].as_str().map(str::to_owned);
+    let uid = fixture.cluster.get("configmaps", "n", "a").unwrap()["metadata"]["uid"]
+        .as_str()
+        .map(str::to_owned);
     assert!(set.delete_to_replace(&kind, "a", uid.clone()).await.unwrap());
     assert!(set.delete_to_replace(&kind, "a", uid).await.unwrap(), "it is gone");
     assert_eq!(fixture.apply("home", &["a"]).await.unwrap(), "ConfigMap n/a created");

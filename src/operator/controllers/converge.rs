@@ -139,12 +139,16 @@ async fn run<C: Converge>(
     let Convergence { executed, found, .. } = convergence;
     let mut attempts = 0;
     loop {
-        let Some(mut decision) = rules.decide(found.clone()) else { return Ok(Converged::Outdated) };
+        let Some(mut decision) = rules.decide(found.clone()) else {
+            return Ok(Converged::Outdated);
+        };
         if let Ok(Some(step)) = &decision
             && rules.must_refresh(step, found.as_ref())
         {
             *found = locked.refresh_before_write(needs).await?;
-            let Some(refreshed) = rules.decide(found.clone()) else { return Ok(Converged::Outdated) };
+            let Some(refreshed) = rules.decide(found.clone()) else {
+                return Ok(Converged::Outdated);
+            };
             decision = refreshed;
         }
         let step = match decision {
@@ -202,7 +206,11 @@ impl Drift<'_> {
         if properties == 0 {
             return;
         }
-        self.ctx.metrics.drift_detected(self.kind, self.registry, u64::try_from(properties).unwrap_or(u64::MAX));
+        self.ctx.metrics.drift_detected(
+            self.kind,
+            self.registry,
+            u64::try_from(properties).unwrap_or(u64::MAX),
+        );
     }
 
     /// Counts corrected properties. Drift that was reported before is not detected again.
@@ -210,13 +218,21 @@ impl Drift<'_> {
         if past == LastSync::InSync {
             self.detected(properties);
         }
-        self.ctx.metrics.drift_corrected(self.kind, self.registry, u64::try_from(properties).unwrap_or(u64::MAX));
+        self.ctx.metrics.drift_corrected(
+            self.kind,
+            self.registry,
+            u64::try_from(properties).unwrap_or(u64::MAX),
+        );
     }
 }
 
 /// Returns the condition of a resource whose drift was corrected, or that had none. A correction is
 /// reported until there is other news.
-pub(super) fn corrected(past: LastSync, conditions: &[Condition], drift: &[FieldChange]) -> (bool, Cause) {
+pub(super) fn corrected(
+    past: LastSync,
+    conditions: &[Condition],
+    drift: &[FieldChange],
+) -> (bool, Cause) {
     if drift.is_empty() {
         let in_sync = || (false, Cause::new(Reason::InSync, "no drift"));
         return past.still_reported(conditions).unwrap_or_else(in_sync);

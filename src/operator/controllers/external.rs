@@ -7,7 +7,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::converge::{
-    Converge, Converged, Convergence, Correction, LockedObject, converge, corrected, failed, observed, uncorrected,
+    Converge, Converged, Convergence, Correction, LockedObject, converge, corrected, failed,
+    observed, uncorrected,
 };
 use super::finish::{Outcome, Update};
 use super::interrupted::Interrupted;
@@ -33,7 +34,10 @@ pub(crate) trait ExternalKind: KindController<Kind: Managed> {
     /// Reads the object's name from the spec.
     fn name(object: &Self::Kind) -> Result<Self::Name, Cause>;
 
-    fn lock(client: &Arc<RegistryClient>, name: &Self::Name) -> impl Future<Output = Self::Locked> + Send;
+    fn lock(
+        client: &Arc<RegistryClient>,
+        name: &Self::Name,
+    ) -> impl Future<Output = Self::Locked> + Send;
 
     /// Returns the parts of the object that must be read.
     fn needs(object: &Self::Kind) -> Needs<Self>;
@@ -45,7 +49,11 @@ pub(crate) trait ExternalKind: KindController<Kind: Managed> {
     fn plan(desired: &Desired, name: &Self::Name, found: Option<Observed<Self>>) -> Plan;
 
     /// Returns the differences between the object and a resource that only observes it.
-    fn differences(desired: &Desired, resource: &Object, found: Option<&Observed<Self>>) -> Vec<FieldChange>;
+    fn differences(
+        desired: &Desired,
+        resource: &Object,
+        found: Option<&Observed<Self>>,
+    ) -> Vec<FieldChange>;
 
     /// Returns what of the spec this registry does not enforce.
     fn notes(_registry: &Registry, _desired: &Desired, _resource: &Object) -> Vec<String> {
@@ -105,7 +113,8 @@ impl<C: ExternalKind> Reconciler for C {
             ManagementPolicy::Full => external.manage(&mut locked).await?,
         };
         findings.references = Some(Ok(()));
-        let delay = next(&findings.state, object.conditions(), object.sync_interval(), Timestamp::now());
+        let delay =
+            next(&findings.state, object.conditions(), object.sync_interval(), Timestamp::now());
         let is_stalled = matches!(findings.state, ReadyState::Stalled(_));
         let outcome = Outcome::new(findings, delay);
         if is_stalled {
@@ -163,10 +172,12 @@ impl<C: ExternalKind> External<'_, C> {
     /// listing is not enough.
     async fn read(&self, locked: &mut C::Locked) -> Result<Option<Observed<C>>, RegistryError> {
         let (object, freshness) = (self.reconcile.object, self.reconcile.freshness());
-        let creates =
-            object.management_policy() == ManagementPolicy::Full && object.adoption_policy() != AdoptionPolicy::Adopt;
+        let creates = object.management_policy() == ManagementPolicy::Full
+            && object.adoption_policy() != AdoptionPolicy::Adopt;
         match locked.observe(C::needs(object), freshness).await? {
-            None if !creates => locked.observe(C::needs(object), Freshness { now: true, ..freshness }).await,
+            None if !creates => {
+                locked.observe(C::needs(object), Freshness { now: true, ..freshness }).await
+            }
             found => Ok(found),
         }
     }
@@ -176,7 +187,8 @@ impl<C: ExternalKind> External<'_, C> {
         let last_sync = self.reconcile.last_sync();
         let found = self.read(locked).await?;
         let rules = ManagedObject { external: self, last_sync };
-        let Convergence { executed, end, .. } = converge(&rules, locked, self.reconcile.freshness(), found).await;
+        let Convergence { executed, end, .. } =
+            converge(&rules, locked, self.reconcile.freshness(), found).await;
         for Correction { step, is_drift } in &executed {
             self.emit_event(step, is_drift.then_some(last_sync)).await;
         }
@@ -190,10 +202,13 @@ impl<C: ExternalKind> External<'_, C> {
             Converged::Failed(_, error) | Converged::Unread(error) => return Err(error.into()),
         }
         let Some(desired) = self.desired() else { return Err(Interrupted::OUTDATED) };
-        let message = format!("{} in {} is as this resource says", self.name, self.reconcile.registry_name());
+        let message =
+            format!("{} in {} is as this resource says", self.name, self.reconcile.registry_name());
         let state = ReadyState::Ready(Cause::new(Reason::InSync, message));
-        let mut findings = ConditionSet::of(state.with_notes(&C::notes(self.registry, &desired, id)));
-        let drift = executed.iter().rfind(|it| it.is_drift).map(|it| drifted(&it.step)).unwrap_or_default();
+        let mut findings =
+            ConditionSet::of(state.with_notes(&C::notes(self.registry, &desired, id)));
+        let drift =
+            executed.iter().rfind(|it| it.is_drift).map(|it| drifted(&it.step)).unwrap_or_default();
         findings.drifted = Some(corrected(last_sync, object.conditions(), &drift));
         Ok(findings)
     }
@@ -205,7 +220,12 @@ impl<C: ExternalKind> External<'_, C> {
         if last_sync == LastSync::InSync {
             self.reconcile.drift().detected(changes.len());
         }
-        let (state, _) = failed(error, self.reconcile.registry_name(), object.conditions(), object.sync_interval());
+        let (state, _) = failed(
+            error,
+            self.reconcile.registry_name(),
+            object.conditions(),
+            object.sync_interval(),
+        );
         ConditionSet { drifted: Some(uncorrected(&changes)), ..ConditionSet::of(state) }
     }
 
@@ -215,7 +235,11 @@ impl<C: ExternalKind> External<'_, C> {
         let plan = C::plan(&desired, self.name, found.clone());
         step_for(plan, &self.reconcile.id).map_err(Interrupted::Refused)?;
         let differences = C::differences(&desired, &self.reconcile.id, found.as_ref());
-        let message = format!("{} in {} is observed, and never changed", self.name, self.reconcile.registry_name());
+        let message = format!(
+            "{} in {} is observed, and never changed",
+            self.name,
+            self.reconcile.registry_name()
+        );
         let findings = ConditionSet::of(ReadyState::Ready(Cause::new(Reason::Observed, message)));
         Ok(ConditionSet { drifted: Some(observed(&differences)), ..findings })
     }
@@ -225,7 +249,11 @@ impl<C: ExternalKind> External<'_, C> {
     async fn emit_event(&self, step: &Step, drift: Option<LastSync>) {
         let Reconcile { ctx, object, .. } = self.reconcile;
         let name = self.name;
-        let changes = if step.changes.is_empty() { String::new() } else { format!(": {}", show(&step.changes)) };
+        let changes = if step.changes.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", show(&step.changes))
+        };
         if let Some(last_sync) = drift {
             self.reconcile.drift().corrected(last_sync, drifted(step).len());
             let note = format!("drift of {name} was corrected{changes}");

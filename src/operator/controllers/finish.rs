@@ -95,7 +95,11 @@ async fn announce<K: Kind>(ctx: &Context, object: &K, before: &[Condition], stat
 }
 
 /// Ends the reconcile of a suspended object.
-pub(super) async fn suspend<K: Kind>(ctx: &Context, api: &Api<K>, object: &K) -> Result<ReconcileResult, Error> {
+pub(super) async fn suspend<K: Kind>(
+    ctx: &Context,
+    api: &Api<K>,
+    object: &K,
+) -> Result<ReconcileResult, Error> {
     let before = object.status_or_default();
     let mut after = before.clone();
     after.set(object.meta().generation, status::suspended(before.conditions()));

@@ -7,8 +7,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    Error, REQUEUE_WAITING, ReconcileResult, jittered, next, refusal, refused_by_registry, registry_missing,
-    registry_not_ready, unavailable,
+    Error, REQUEUE_WAITING, ReconcileResult, jittered, next, refusal, refused_by_registry,
+    registry_missing, registry_not_ready, unavailable,
 };
 use crate::registry_client::RegistryError;
 use crate::status::{Cause, ConditionSet, ReadyState};
@@ -99,14 +99,17 @@ impl Interrupted {
         };
         Ok(match self {
             Self::Api(error) => return Err(Error(error)),
-            Self::RegistryMissing => Ending::Conditions(registry_missing(registry), jittered(REQUEUE_WAITING)),
+            Self::RegistryMissing => {
+                Ending::Conditions(registry_missing(registry), jittered(REQUEUE_WAITING))
+            }
             Self::RegistryNotReady(registry) => {
                 let state = registry_not_ready(&registry).state;
                 Ending::Conditions(is(state), jittered(REQUEUE_WAITING))
             }
             Self::ReferenceMissing(cause) => {
                 let state = ReadyState::Reconciling(cause.clone());
-                let conditions = ConditionSet { references: Some(Err(cause)), ..ConditionSet::of(state) };
+                let conditions =
+                    ConditionSet { references: Some(Err(cause)), ..ConditionSet::of(state) };
                 Ending::Conditions(conditions, jittered(REQUEUE_WAITING))
             }
             Self::Registry(RegistryError::Unavailable(error)) => {
@@ -137,13 +140,19 @@ mod tests {
 
     /// Describes an ending: state, reason, whether the references are resolved, and the delay in
     /// seconds.
-    fn ending(interrupted: Interrupted, missing_reference: Option<Cause>) -> (String, Option<bool>, Duration) {
+    fn ending(
+        interrupted: Interrupted,
+        missing_reference: Option<Cause>,
+    ) -> (String, Option<bool>, Duration) {
         let now = Timestamp::now();
-        let facts = Facts { registry: "home", before: &[], interval: INTERVAL, missing_reference, now };
+        let facts =
+            Facts { registry: "home", before: &[], interval: INTERVAL, missing_reference, now };
         match interrupted.ending(facts).unwrap() {
-            Ending::Conditions(ConditionSet { state, references, .. }, delay) => {
-                (format!("{} {}", state.as_str(), state.cause().reason), references.map(|it| it.is_ok()), delay)
-            }
+            Ending::Conditions(ConditionSet { state, references, .. }, delay) => (
+                format!("{} {}", state.as_str(), state.cause().reason),
+                references.map(|it| it.is_ok()),
+                delay,
+            ),
             Ending::Unwritten(result) => (format!("{:?}", result.next), None, Duration::ZERO),
         }
     }
@@ -153,7 +162,8 @@ mod tests {
     }
 
     fn refused(reason: Reason) -> Interrupted {
-        let object = Object { kind: "Repository", namespace: "shop".to_owned(), name: "api".to_owned() };
+        let object =
+            Object { kind: "Repository", namespace: "shop".to_owned(), name: "api".to_owned() };
         Interrupted::Refused(Refused { object, reason, message: "why".to_owned() })
     }
 
@@ -166,19 +176,45 @@ mod tests {
         let home = json!({ "metadata": { "name": "home" }, "spec": {} });
         let home: Arc<Registry> = Arc::new(serde_json::from_value(home).unwrap());
         let retry = Duration::from_secs(4);
-        let unavailable = Unavailable { since: Timestamp::now(), message: "no route".to_owned(), retry };
+        let unavailable =
+            Unavailable { since: Timestamp::now(), message: "no route".to_owned(), retry };
         for (interrupted, expected, references, delay) in [
-            (Interrupted::RegistryMissing, "reconciling ReferenceNotFound", Some(false), 60.0..60.0),
-            (Interrupted::RegistryNotReady(home), "reconciling RegistryNotReady", Some(true), 60.0..60.0),
+            (
+                Interrupted::RegistryMissing,
+                "reconciling ReferenceNotFound",
+                Some(false),
+                60.0..60.0,
+            ),
+            (
+                Interrupted::RegistryNotReady(home),
+                "reconciling RegistryNotReady",
+                Some(true),
+                60.0..60.0,
+            ),
             (
                 Interrupted::ReferenceMissing(cause(Reason::ReferenceNotFound)),
                 "reconciling ReferenceNotFound",
                 Some(false),
                 60.0..60.0,
             ),
-            (RegistryError::Unavailable(unavailable).into(), "reconciling RegistryUnavailable", Some(true), 4.0..8.0),
-            (rejected("RegistryUnavailable"), "reconciling RegistryUnavailable", Some(true), 5.0..5.0),
-            (rejected("LimitExceededException"), "stalled LimitExceededException", Some(true), 600.0..600.0),
+            (
+                RegistryError::Unavailable(unavailable).into(),
+                "reconciling RegistryUnavailable",
+                Some(true),
+                4.0..8.0,
+            ),
+            (
+                rejected("RegistryUnavailable"),
+                "reconciling RegistryUnavailable",
+                Some(true),
+                5.0..5.0,
+            ),
+            (
+                rejected("LimitExceededException"),
+                "stalled LimitExceededException",
+                Some(true),
+                600.0..600.0,
+            ),
             (refused(Reason::NotAllowed), "stalled NotAllowed", Some(true), 600.0..600.0),
             (refused(Reason::NotFound), "reconciling NotFound", Some(true), 60.0..60.0),
             (
@@ -206,7 +242,8 @@ mod tests {
     #[test]
     fn the_conditions_of_a_kind_are_written_as_they_are() {
         let conditions = ConditionSet::of(ReadyState::Stalled(cause(Reason::ImageMissing)));
-        let (state, resolved, delay) = ending(Interrupted::Conditions(Box::new(conditions), INTERVAL), None);
+        let (state, resolved, delay) =
+            ending(Interrupted::Conditions(Box::new(conditions), INTERVAL), None);
         assert_eq!((state.as_str(), resolved, delay), ("stalled ImageMissing", None, INTERVAL));
     }
 
@@ -214,14 +251,22 @@ mod tests {
     fn an_outdated_reconcile_writes_nothing_and_is_requeued() {
         let requeued = ReconcileResult::requeued(Duration::ZERO);
         assert_eq!(ending(Interrupted::OUTDATED, None).0, format!("{:?}", requeued.next));
-        assert_eq!(ending(Interrupted::Gone, None).0, format!("{:?}", ReconcileResult::resting().next));
+        assert_eq!(
+            ending(Interrupted::Gone, None).0,
+            format!("{:?}", ReconcileResult::resting().next)
+        );
     }
 
     #[test]
     fn an_error_of_the_api_server_is_no_ending() {
         let failure = kube::core::Status::failure("no", "Forbidden").boxed();
-        let facts =
-            Facts { registry: "home", before: &[], interval: INTERVAL, missing_reference: None, now: Timestamp::now() };
+        let facts = Facts {
+            registry: "home",
+            before: &[],
+            interval: INTERVAL,
+            missing_reference: None,
+            now: Timestamp::now(),
+        };
         assert!(Interrupted::from(kube::Error::Api(failure)).ending(facts).is_err());
     }
 }

@@ -31,8 +31,8 @@ use per_repository::{PolicyRun, Released, RepositoryResult};
 use result_cache::{LastResult, LastResults, ResultCache};
 use wharfage_crd::lifecycle_policy::{Mode, OutcomeState, RepositoryOutcome};
 use wharfage_crd::{
-    Condition, DeletionPolicy, LifecyclePolicy, LifecyclePolicyStatus, Managed as _, ManagementPolicy, Reason,
-    Registry, Repository,
+    Condition, DeletionPolicy, LifecyclePolicy, LifecyclePolicyStatus, Managed as _,
+    ManagementPolicy, Reason, Registry, Repository,
 };
 use wharfage_domain::lifecycle::Policy;
 use wharfage_domain::names::RepositoryName;
@@ -56,19 +56,27 @@ impl Kind for LifecyclePolicy {
     fn references(&self) -> Vec<Reference> {
         let (spec, namespace) = (&self.spec, self.namespace());
         let repositories = match (&spec.repository_ref, &spec.repository_selector) {
-            (Some(it), _) => Some(Reference::named::<Repository>("repositoryRef", namespace, &it.name)),
-            (None, Some(it)) => Some(Reference::selected::<Repository>("repositorySelector", namespace, it.clone())),
+            (Some(it), _) => {
+                Some(Reference::named::<Repository>("repositoryRef", namespace, &it.name))
+            }
+            (None, Some(it)) => {
+                Some(Reference::selected::<Repository>("repositorySelector", namespace, it.clone()))
+            }
             (None, None) => None,
         };
         let registry = self.registry_name();
-        [Reference::registry(registry)].into_iter().chain(repositories.map(|it| it.in_registry(registry))).collect()
+        [Reference::registry(registry)]
+            .into_iter()
+            .chain(repositories.map(|it| it.in_registry(registry)))
+            .collect()
     }
 }
 
 status_fields!(LifecyclePolicyStatus, events: false, last_sync: |self, now| self.last_sync_time = Some(now));
 
 /// The shortest and the longest delay after which a running preview is read again.
-const PREVIEW_POLL_INTERVAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+const PREVIEW_POLL_INTERVAL: (Duration, Duration) =
+    (Duration::from_millis(500), Duration::from_secs(30));
 
 /// Reconciles LifecyclePolicies.
 pub(crate) struct LifecyclePolicyController {
@@ -103,14 +111,21 @@ impl KindController for LifecyclePolicyController {
         }
         let Some(policy) = change.either() else { return };
         let makes_way = match (&change.old, &change.new) {
-            (Some(old), Some(new)) => new.metadata.deletion_timestamp.is_some() || old.spec != new.spec,
+            (Some(old), Some(new)) => {
+                new.metadata.deletion_timestamp.is_some() || old.spec != new.spec
+            }
             (old, _) => old.is_some(),
         };
         if !makes_way {
             return;
         }
-        let neighbors = self.ctx.stores.lifecycle_policies.in_namespace(&policy.namespace().unwrap_or_default());
-        let waiting = neighbors.iter().filter(|it| it.uid() != policy.uid() && !is_ready(it.conditions()));
+        let neighbors = self
+            .ctx
+            .stores
+            .lifecycle_policies
+            .in_namespace(&policy.namespace().unwrap_or_default());
+        let waiting =
+            neighbors.iter().filter(|it| it.uid() != policy.uid() && !is_ready(it.conditions()));
         self.ctx.triggers.requeue_all(waiting.map(|it| &**it));
     }
 }
@@ -118,7 +133,10 @@ impl KindController for LifecyclePolicyController {
 impl Reconciler for LifecyclePolicyController {
     type Inputs = Registered;
 
-    fn dereference(&self, reconcile: &Reconcile<'_, LifecyclePolicy>) -> Result<Registered, Interrupted> {
+    fn dereference(
+        &self,
+        reconcile: &Reconcile<'_, LifecyclePolicy>,
+    ) -> Result<Registered, Interrupted> {
         registered(&self.ctx, reconcile.registry_name())
     }
 
@@ -156,7 +174,10 @@ fn chosen(stores: &Stores, policy: &LifecyclePolicy) -> BTreeSet<RepositoryName>
 }
 
 /// Returns the cause if `repositoryRef` finds none of these repositories.
-fn missing_repository(policy: &LifecyclePolicy, chosen: &BTreeSet<RepositoryName>) -> Option<Cause> {
+fn missing_repository(
+    policy: &LifecyclePolicy,
+    chosen: &BTreeSet<RepositoryName>,
+) -> Option<Cause> {
     let references = policy.references();
     let named = references.iter().find(|it| it.is_to::<Repository>() && it.name().is_some());
     named.filter(|_| chosen.is_empty()).map(Reference::not_found)
@@ -172,7 +193,10 @@ struct PolicyReconcile<'a> {
 }
 
 impl<'a> PolicyReconcile<'a> {
-    fn new(controller: &'a LifecyclePolicyController, reconcile: &'a Reconcile<'a, LifecyclePolicy>) -> Self {
+    fn new(
+        controller: &'a LifecyclePolicyController,
+        reconcile: &'a Reconcile<'a, LifecyclePolicy>,
+    ) -> Self {
         let (ctx, results) = (&*controller.ctx, &controller.results);
         Self { controller, ctx, results, policy: reconcile.object, object: &reconcile.id }
     }
@@ -190,7 +214,11 @@ impl<'a> PolicyReconcile<'a> {
     }
 
     /// Returns the repositories that it governs, or may have governed, and no longer selects.
-    fn left(&self, registry_client: &RegistryClient, chosen: &BTreeSet<RepositoryName>) -> BTreeSet<RepositoryName> {
+    fn left(
+        &self,
+        registry_client: &RegistryClient,
+        chosen: &BTreeSet<RepositoryName>,
+    ) -> BTreeSet<RepositoryName> {
         let reported = self
             .policy
             .status_or_default()
@@ -204,7 +232,11 @@ impl<'a> PolicyReconcile<'a> {
         had.filter(|name| !chosen.contains(name)).collect()
     }
 
-    fn policy_run<'r>(&'r self, registry: &'r Registry, registry_client: &'r Arc<RegistryClient>) -> PolicyRun<'r> {
+    fn policy_run<'r>(
+        &'r self,
+        registry: &'r Registry,
+        registry_client: &'r Arc<RegistryClient>,
+    ) -> PolicyRun<'r> {
         let document = self.policy.document();
         let requested = self.policy.requested();
         PolicyRun {
@@ -246,19 +278,26 @@ impl<'a> PolicyReconcile<'a> {
         }
         if let Some(cause) = missing_repository(self.policy, &chosen) {
             self.results.remember(self.uid(), self.generation(), LastResults::new());
-            let outcome = outcome_of(self.controller, self.policy, Interrupted::ReferenceMissing(cause))?;
+            let outcome =
+                outcome_of(self.controller, self.policy, Interrupted::ReferenceMissing(cause))?;
             return Ok(outcome.with_status(|status| set_outcomes(status, Vec::new())));
         }
-        let before = self.results.recall(self.uid(), self.generation(), &self.policy.status_or_default());
+        let before =
+            self.results.recall(self.uid(), self.generation(), &self.policy.status_or_default());
         for name in &chosen {
             match policy_run.run(name, before.get(name)).await {
                 Ok(Some(result)) => summary.take(name, result, before.get(name)),
                 Ok(None) => return Err(self.outdated(&summary).await),
                 Err(unavailable) => {
                     // The last results of the others stay.
-                    for name in chosen.iter().filter(|name| !summary.results.contains_key(*name)).collect::<Vec<_>>() {
+                    for name in chosen
+                        .iter()
+                        .filter(|name| !summary.results.contains_key(*name))
+                        .collect::<Vec<_>>()
+                    {
                         let known = before.get(name).cloned();
-                        let kept = known.unwrap_or_else(|| LastResult::new(only(name, OutcomeState::Pending)));
+                        let kept = known
+                            .unwrap_or_else(|| LastResult::new(only(name, OutcomeState::Pending)));
                         summary.results.insert(name.clone(), kept);
                     }
                     self.emit_events(&summary).await;
@@ -285,20 +324,27 @@ impl<'a> PolicyReconcile<'a> {
     /// Summarizes the results of all repositories.
     fn summarize(&self, summary: &RunSummary, past: LastSync) -> Outcome<LifecyclePolicyStatus> {
         let state = summary.worst(&self.policy.spec.registry_ref.name).unwrap_or_else(|| {
-            let pending = summary.results.values().filter(|it| it.outcome.state == OutcomeState::Pending).count();
+            let pending = summary
+                .results
+                .values()
+                .filter(|it| it.outcome.state == OutcomeState::Pending)
+                .count();
             if pending > 0 && self.policy.management_policy() == ManagementPolicy::Full {
                 let all = counted(summary.results.len(), "repository", "repositories");
-                let message = format!("the registry still evaluates the policy for {pending} of {all}");
+                let message =
+                    format!("the registry still evaluates the policy for {pending} of {all}");
                 return ReadyState::Reconciling(Cause::new(Reason::Previewing, message));
             }
             ReadyState::Ready(Cause::new(self.reason(), self.in_words(summary)))
         });
         let mut findings = ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) };
         findings.drifted = self.drifted(summary, past);
-        let begun = summary.results.values().filter_map(|it| it.begun).map(|begun| begun.elapsed()).max();
+        let begun =
+            summary.results.values().filter_map(|it| it.begun).map(|begun| begun.elapsed()).max();
         let next = next(begun, &findings.state, self.policy.conditions(), self.policy.interval());
         let outcomes = summary.outcomes();
-        let mut outcome = Outcome::new(findings, next).with_status(|status| set_outcomes(status, outcomes));
+        let mut outcome =
+            Outcome::new(findings, next).with_status(|status| set_outcomes(status, outcomes));
         outcome.answers = begun.is_none();
         outcome
     }
@@ -317,11 +363,15 @@ impl<'a> PolicyReconcile<'a> {
             return "repositorySelector chooses no Repository of this namespace yet".to_owned();
         }
         match (self.policy.management_policy(), self.policy.mode(), self.policy.protects_in_use()) {
-            (ManagementPolicy::Observe, ..) => format!("observed in {repositories}, and never changed"),
+            (ManagementPolicy::Observe, ..) => {
+                format!("observed in {repositories}, and never changed")
+            }
             (_, Mode::Preview, _) => format!("previewed in {repositories}: nothing is deleted"),
             (_, Mode::Enforce, false) => format!("put to {repositories}"),
             (_, Mode::Enforce, true) => {
-                format!("enforced by the operator in {repositories}; what runs in other clusters is not seen")
+                format!(
+                    "enforced by the operator in {repositories}; what runs in other clusters is not seen"
+                )
             }
         }
     }
@@ -345,7 +395,11 @@ impl<'a> PolicyReconcile<'a> {
     async fn emit_events(&self, summary: &RunSummary) {
         let events = &self.ctx.events;
         if self.policy.management_policy() == ManagementPolicy::Full {
-            let drift = Drift { ctx: self.ctx, kind: LifecyclePolicy::NAME, registry: self.registry_name() };
+            let drift = Drift {
+                ctx: self.ctx,
+                kind: LifecyclePolicy::NAME,
+                registry: self.registry_name(),
+            };
             drift.detected(summary.found);
             if !summary.drift.is_empty() {
                 // Counted as detected above, together with what could not be corrected.
@@ -362,14 +416,18 @@ impl<'a> PolicyReconcile<'a> {
                 Action::Preview => (Reason::PreviewStarted, "is previewed in"),
                 Action::Retain | Action::Delete => continue,
             };
-            events.normal(self.policy, reason, format!("{done} {}", names(repositories.iter()))).await;
+            events
+                .normal(self.policy, reason, format!("{done} {}", names(repositories.iter())))
+                .await;
         }
         if !summary.released.is_empty() {
             let note = format!("no longer applies to {}", names(summary.released.iter()));
             events.normal(self.policy, Reason::Released, note).await;
         }
         if !summary.ran.is_empty() {
-            events.normal(self.policy, Reason::Enforced, enforced(&summary.ran, LONGEST_NOTE)).await;
+            events
+                .normal(self.policy, Reason::Enforced, enforced(&summary.ran, LONGEST_NOTE))
+                .await;
         }
     }
 
@@ -404,7 +462,12 @@ fn set_outcomes(status: &mut LifecyclePolicyStatus, outcomes: Vec<RepositoryOutc
 }
 
 /// Returns the delay of the next reconcile. The oldest running preview was started `begun` ago.
-fn next(begun: Option<Duration>, state: &ReadyState, before: &[Condition], interval: Duration) -> Duration {
+fn next(
+    begun: Option<Duration>,
+    state: &ReadyState,
+    before: &[Condition],
+    interval: Duration,
+) -> Duration {
     match begun {
         Some(elapsed) => elapsed.clamp(PREVIEW_POLL_INTERVAL.0, PREVIEW_POLL_INTERVAL.1),
         None => super::next(state, before, interval, Timestamp::now()),
@@ -428,7 +491,12 @@ struct RunSummary {
 }
 
 impl RunSummary {
-    fn take(&mut self, name: &RepositoryName, result: RepositoryResult, before: Option<&LastResult>) {
+    fn take(
+        &mut self,
+        name: &RepositoryName,
+        result: RepositoryResult,
+        before: Option<&LastResult>,
+    ) {
         let RepositoryResult { kept, not_ready, drift, done, ran } = result;
         let differs = kept.differs;
         self.results.insert(name.clone(), kept);
@@ -441,7 +509,9 @@ impl RunSummary {
         }
         if differs { &mut self.uncorrected_drift } else { &mut self.drift }.extend(drift);
         // A run that deletes nothing is no event.
-        self.ran.extend(ran.filter(|ran| !ran.acts.is_empty()).map(|ran| (name.clone(), RunTotals::of(&ran))));
+        self.ran.extend(
+            ran.filter(|ran| !ran.acts.is_empty()).map(|ran| (name.clone(), RunTotals::of(&ran))),
+        );
     }
 
     fn outcomes(&self) -> Vec<RepositoryOutcome> {
@@ -458,7 +528,10 @@ impl RunSummary {
             0 => cause.message.clone(),
             more => {
                 let others = counted(more, "more repository", "more repositories");
-                format!("{}; {others} of {registry} in trouble, see status.repositories", cause.message)
+                format!(
+                    "{}; {others} of {registry} in trouble, see status.repositories",
+                    cause.message
+                )
             }
         };
         let cause = Cause::new(cause.reason.clone(), message);
@@ -475,7 +548,8 @@ mod tests {
 
     #[test]
     fn refusals_wait_an_interval_and_previews_less() {
-        let stalled = ReadyState::Stalled(Cause::new(Reason::of_error("LimitExceededException"), "no"));
+        let stalled =
+            ReadyState::Stalled(Cause::new(Reason::of_error("LimitExceededException"), "no"));
         let waits = ReadyState::Reconciling(Cause::new(Reason::ReferenceNotFound, "no"));
         let ready = ReadyState::Ready(Cause::new(Reason::InSync, "yes"));
         let hour = Duration::from_secs(3600);
@@ -490,7 +564,10 @@ mod tests {
             (going_on(300), &ready, hour, 30.0),
         ] {
             let pause = next(begun, state, &[], interval).as_secs_f64();
-            assert!((expected * 0.89..expected * 1.11).contains(&pause), "{pause} s, not {expected} s: {state:?}");
+            assert!(
+                (expected * 0.89..expected * 1.11).contains(&pause),
+                "{pause} s, not {expected} s: {state:?}"
+            );
         }
     }
 }

@@ -140,13 +140,17 @@ pub(super) async fn run<C: Reconciler>(
     let store = C::Kind::store(&controller.context().stores);
     Controller::for_shared_stream(stream::pending(), (**store).clone())
         .with_config(Config::default().concurrency(C::CONCURRENCY))
-        .reconcile_on(queue.inspect(move |object| queued.requeued((object.namespace.clone(), object.name.clone()))))
+        .reconcile_on(queue.inspect(move |object| {
+            queued.requeued((object.namespace.clone(), object.name.clone()))
+        }))
         .graceful_shutdown_on(async move { stopping.stopping().await })
         .run(measured, error_policy, controller)
         .for_each(|outcome| {
             match outcome {
                 Ok(_) => {}
-                Err(ControllerError::ObjectNotFound(object)) => gone.taken(&(object.namespace, object.name)),
+                Err(ControllerError::ObjectNotFound(object)) => {
+                    gone.taken(&(object.namespace, object.name))
+                }
                 Err(error) => tracing::debug!(kind, %error, "reconcile failed"),
             }
             std::future::ready(())
@@ -170,7 +174,10 @@ pub(super) fn jittered(interval: Duration) -> Duration {
 pub(super) fn registry_missing(name: &str) -> ConditionSet {
     let message = format!("Registry {name:?} does not exist: make it, or correct registryRef");
     let cause = Cause::new(Reason::ReferenceNotFound, message);
-    ConditionSet { references: Some(Err(cause.clone())), ..ConditionSet::of(ReadyState::Reconciling(cause)) }
+    ConditionSet {
+        references: Some(Err(cause.clone())),
+        ..ConditionSet::of(ReadyState::Reconciling(cause))
+    }
 }
 
 /// A Registry and its client.
@@ -187,10 +194,14 @@ pub(super) fn registered(ctx: &Context, name: &str) -> Result<Registered, Interr
 
 /// Returns the conditions of a resource whose Registry has no client.
 pub(super) fn registry_not_ready(registry: &Registry) -> ConditionSet {
-    let conditions = registry.status.as_ref().map(|it| it.conditions.as_slice()).unwrap_or_default();
+    let conditions =
+        registry.status.as_ref().map(|it| it.conditions.as_slice()).unwrap_or_default();
     let why = condition(conditions, ConditionType::Ready).map(|it| it.message.as_str());
-    let message =
-        format!("Registry {} is not ready: {}", registry.name_any(), why.unwrap_or("it was not reconciled yet"));
+    let message = format!(
+        "Registry {} is not ready: {}",
+        registry.name_any(),
+        why.unwrap_or("it was not reconciled yet")
+    );
     let state = ReadyState::Reconciling(Cause::new(Reason::RegistryNotReady, message));
     ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) }
 }
@@ -206,7 +217,9 @@ pub(super) fn unavailable(unavailable: &Unavailable, registry: &str) -> (ReadySt
 pub(super) fn refusal(refused: &Refused) -> ReadyState {
     let Refused { reason, message, .. } = refused;
     match reason {
-        Reason::ReferenceNotFound | Reason::NotFound => ReadyState::Reconciling(Cause::new(reason.clone(), message)),
+        Reason::ReferenceNotFound | Reason::NotFound => {
+            ReadyState::Reconciling(Cause::new(reason.clone(), message))
+        }
         // It may be the name of an error with which the registry answered a read.
         _ => refused_by_registry(named(reason.as_str(), message)),
     }
@@ -219,7 +232,9 @@ pub(super) fn refused_by_registry(ApiError { kind, name, message }: ApiError) ->
         ErrorKind::Unavailable
         | ErrorKind::CredentialsUnavailable
         | ErrorKind::UnexpectedResponse
-        | ErrorKind::ServiceUnavailable => ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, message)),
+        | ErrorKind::ServiceUnavailable => {
+            ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, message))
+        }
         _ => ReadyState::Stalled(Cause::new(Reason::of_error(&name), message)),
     }
 }
@@ -227,12 +242,17 @@ pub(super) fn refused_by_registry(ApiError { kind, name, message }: ApiError) ->
 /// Returns the delay after which a resource in this state is reconciled again: its interval, or
 /// less while it waits. `before` are its last conditions. A failing operation is retried with
 /// exponential backoff: the next delay equals the time it has been failing.
-pub(super) fn next(state: &ReadyState, before: &[Condition], interval: Duration, now: Timestamp) -> Duration {
+pub(super) fn next(
+    state: &ReadyState,
+    before: &[Condition],
+    interval: Duration,
+    now: Timestamp,
+) -> Duration {
     match state {
         ReadyState::Ready(_) | ReadyState::Stalled(_) => jittered(interval),
         ReadyState::Reconciling(cause) if cause.reason == Reason::RegistryUnavailable => {
-            let waiting =
-                condition(before, ConditionType::Ready).filter(|it| it.has_reason(&Reason::RegistryUnavailable));
+            let waiting = condition(before, ConditionType::Ready)
+                .filter(|it| it.has_reason(&Reason::RegistryUnavailable));
             let since = waiting.map(|it| now.duration_since(it.last_transition_time.0));
             let waited = since.and_then(|it| Duration::try_from(it).ok()).unwrap_or_default();
             jittered(waited.clamp(FIRST_RETRY, REQUEUE_WAITING))
@@ -246,7 +266,12 @@ pub(super) fn show(changes: &[FieldChange]) -> String {
     let none = || "(none)".to_owned();
     let show = |change: &FieldChange| match change.sides() {
         (None, None) => change.field.clone(),
-        (from, to) => format!("{}: {} -> {}", change.field, from.unwrap_or_else(none), to.unwrap_or_else(none)),
+        (from, to) => format!(
+            "{}: {} -> {}",
+            change.field,
+            from.unwrap_or_else(none),
+            to.unwrap_or_else(none)
+        ),
     };
     changes.iter().map(show).collect::<Vec<_>>().join(", ")
 }
@@ -269,7 +294,8 @@ where
 /// step: the removal policy stored in tags may be stale, and only the resource being deleted knows
 /// the current one.
 pub(super) fn step_for(plan: Plan, object: &Object) -> Result<Option<Step>, Refused> {
-    let stays = |it: &Step| it.object == *object && !matches!(it.action, Effect::Retain | Effect::Delete);
+    let stays =
+        |it: &Step| it.object == *object && !matches!(it.action, Effect::Retain | Effect::Delete);
     match plan.refused.into_iter().find(|it| it.object == *object) {
         Some(refused) => Err(refused),
         None => Ok(plan.steps.into_iter().find(stays)),
@@ -277,7 +303,11 @@ pub(super) fn step_for(plan: Plan, object: &Object) -> Result<Option<Step>, Refu
 }
 
 /// Plans for one repository.
-pub(super) fn plan_for(desired: &Desired, name: &RepositoryName, found: Option<ObservedRepository>) -> Plan {
+pub(super) fn plan_for(
+    desired: &Desired,
+    name: &RepositoryName,
+    found: Option<ObservedRepository>,
+) -> Plan {
     let repositories = found.into_iter().map(|found| (name.clone(), found)).collect();
     plan(desired, &Observed { repositories, ..Observed::default() })
 }
@@ -302,8 +332,15 @@ impl LastSync {
 
     /// Returns the state of an object of this generation, whose status observed the generation
     /// `observed` and has these conditions.
-    pub(super) fn of(generation: Option<i64>, observed: Option<i64>, conditions: &[Condition]) -> Self {
-        let drifted = || condition(conditions, ConditionType::Drifted).filter(|it| it.status == ConditionStatus::True);
+    pub(super) fn of(
+        generation: Option<i64>,
+        observed: Option<i64>,
+        conditions: &[Condition],
+    ) -> Self {
+        let drifted = || {
+            condition(conditions, ConditionType::Drifted)
+                .filter(|it| it.status == ConditionStatus::True)
+        };
         if observed != generation {
             Self::NeverSynced
         } else if status::is_ready(conditions) {
@@ -322,8 +359,8 @@ impl LastSync {
 
     /// Returns the condition of an earlier correction, which stays until there is other news.
     pub(super) fn still_reported(self, conditions: &[Condition]) -> Option<(bool, Cause)> {
-        let reported =
-            condition(conditions, ConditionType::Drifted).filter(|it| it.has_reason(&Reason::DriftCorrected));
+        let reported = condition(conditions, ConditionType::Drifted)
+            .filter(|it| it.has_reason(&Reason::DriftCorrected));
         let reported = reported.filter(|_| self == Self::InSync)?;
         Some((false, Cause::new(Reason::DriftCorrected, &*reported.message)))
     }
@@ -345,7 +382,8 @@ mod tests {
     #[test]
     fn changed_deleted_and_missing_objects_are_outdated() {
         let repository = |change: Value| -> Repository {
-            let mut metadata = json!({ "namespace": "shop", "name": "api", "uid": "1", "generation": 3 });
+            let mut metadata =
+                json!({ "namespace": "shop", "name": "api", "uid": "1", "generation": 3 });
             metadata.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
             let spec = json!({ "registryRef": { "name": "home" } });
             serde_json::from_value(json!({ "metadata": metadata, "spec": spec })).unwrap()
@@ -359,11 +397,14 @@ mod tests {
             is_outdated(&store, &begun_with)
         };
         assert!(!outdated(Some(begun_with.clone())));
-        let status = json!({ "resourceVersion": "8", "labels": { "a": "b" }, "finalizers": [FINALIZER] });
+        let status =
+            json!({ "resourceVersion": "8", "labels": { "a": "b" }, "finalizers": [FINALIZER] });
         assert!(!outdated(Some(repository(status))), "what it says is the same");
-        for change in
-            [json!({ "generation": 4 }), json!({ "uid": "2" }), json!({ "deletionTimestamp": "2026-01-01T00:00:00Z" })]
-        {
+        for change in [
+            json!({ "generation": 4 }),
+            json!({ "uid": "2" }),
+            json!({ "deletionTimestamp": "2026-01-01T00:00:00Z" }),
+        ] {
             assert!(outdated(Some(repository(change.clone()))), "{change}");
         }
         assert!(outdated(None));
@@ -371,8 +412,13 @@ mod tests {
 
     #[test]
     fn the_removal_policy_of_tags_is_never_planned() {
-        let object = Object { kind: "Repository", namespace: "shop".to_owned(), name: "api".to_owned() };
-        let desired = Desired { cluster: "local".to_owned(), registry: "home".to_owned(), ..Desired::default() };
+        let object =
+            Object { kind: "Repository", namespace: "shop".to_owned(), name: "api".to_owned() };
+        let desired = Desired {
+            cluster: "local".to_owned(),
+            registry: "home".to_owned(),
+            ..Desired::default()
+        };
         for on_removal in [OnRemoval::Retain, OnRemoval::Delete, OnRemoval::DeleteWithImages] {
             let manages = Manages { on_removal, ..Manages::default() };
             let owner = Some(Owner::new("local", &object));
@@ -399,16 +445,22 @@ mod tests {
 
     #[test]
     fn unavailable_registries_are_awaited_and_other_errors_stall() {
-        for name in
-            ["RegistryUnavailable", "CredentialsUnavailable", "UnexpectedResponse", "ServiceUnavailableException"]
-        {
+        for name in [
+            "RegistryUnavailable",
+            "CredentialsUnavailable",
+            "UnexpectedResponse",
+            "ServiceUnavailableException",
+        ] {
             assert_eq!(
                 refused_by_registry(error(name)),
                 ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, "no"))
             );
         }
         for name in ["ServerException", "LimitExceededException", "AccessDeniedException"] {
-            assert_eq!(refused_by_registry(error(name)), ReadyState::Stalled(Cause::new(Reason::of_error(name), "no")));
+            assert_eq!(
+                refused_by_registry(error(name)),
+                ReadyState::Stalled(Cause::new(Reason::of_error(name), "no"))
+            );
         }
     }
 
@@ -423,7 +475,10 @@ mod tests {
         };
         for (waited, expected) in [(0, 5.0), (3, 5.0), (20, 20.0), (3600, 60.0)] {
             let pause = next(waited);
-            assert!((expected * 0.9..expected * 1.1).contains(&pause), "{pause} s after {waited} s");
+            assert!(
+                (expected * 0.9..expected * 1.1).contains(&pause),
+                "{pause} s after {waited} s"
+            );
         }
         let first = super::next(&waits, &[], Duration::from_secs(600), now).as_secs_f64();
         assert!((4.5..5.5).contains(&first), "{first}");
@@ -436,7 +491,10 @@ mod tests {
             let state = if ready { ReadyState::Ready(cause) } else { ReadyState::Stalled(cause) };
             let reported = Some((
                 drifted,
-                Cause::new(if drifted { Reason::DriftDetected } else { Reason::DriftCorrected }, "mutability"),
+                Cause::new(
+                    if drifted { Reason::DriftDetected } else { Reason::DriftCorrected },
+                    "mutability",
+                ),
             ));
             let findings = ConditionSet { drifted: reported, ..ConditionSet::of(state) };
             status::conditions(&[], Some(generation), &findings, &Time(Timestamp::UNIX_EPOCH))
@@ -444,8 +502,16 @@ mod tests {
         let past = |observed, conditions: &[Condition]| LastSync::of(Some(2), observed, conditions);
         assert_eq!(past(Some(2), &conditions(2, true, false)), LastSync::InSync);
         assert_eq!(past(Some(2), &conditions(2, false, true)), LastSync::Drifted);
-        assert_eq!(past(Some(2), &conditions(2, false, false)), LastSync::NeverSynced, "it was never in line");
-        assert_eq!(past(Some(1), &conditions(1, true, false)), LastSync::NeverSynced, "another spec");
+        assert_eq!(
+            past(Some(2), &conditions(2, false, false)),
+            LastSync::NeverSynced,
+            "it was never in line"
+        );
+        assert_eq!(
+            past(Some(1), &conditions(1, true, false)),
+            LastSync::NeverSynced,
+            "another spec"
+        );
         assert_eq!(
             past(Some(2), &conditions(1, false, true)),
             LastSync::NeverSynced,
@@ -465,7 +531,8 @@ mod tests {
     fn a_waiting_object_is_reconciled_within_a_minute() {
         let waits = ReadyState::Reconciling(Cause::new(Reason::ReferenceNotFound, "no"));
         for (interval, expected) in [(1, 1.0), (600, 60.0)] {
-            let pause = next(&waits, &[], Duration::from_secs(interval), Timestamp::now()).as_secs_f64();
+            let pause =
+                next(&waits, &[], Duration::from_secs(interval), Timestamp::now()).as_secs_f64();
             assert!((expected * 0.9..expected * 1.1).contains(&pause), "{pause}");
         }
     }

@@ -22,7 +22,8 @@ use super::finish::Outcome;
 use super::interrupted::Interrupted;
 use super::reconcile::{Reconcile, Reconciler};
 use super::{
-    Error, KindController, LastSync, NamespaceChange, REQUEUE_WAITING, jittered, registry_missing, registry_not_ready,
+    Error, KindController, LastSync, NamespaceChange, REQUEUE_WAITING, jittered, registry_missing,
+    registry_not_ready,
 };
 use crate::context::Context;
 use crate::kind::{Kind, status_fields};
@@ -35,8 +36,8 @@ use crate::pull_secrets::docker_config::SECRET_KEY;
 use crate::pull_secrets::tokens::{Issued, Tokens, not_yet};
 use crate::registry_client::RegistryClient;
 use crate::secrets::{
-    OwnedSecret, SecretDeletion, SecretName, SecretOwner, SecretPlace, SecretWrite, SecretWriter, WatchedSecret,
-    WriteReason,
+    OwnedSecret, SecretDeletion, SecretName, SecretOwner, SecretPlace, SecretWrite, SecretWriter,
+    WatchedSecret, WriteReason,
 };
 use crate::status::{Cause, ConditionSet, ReadyState};
 use crate::watch::{Change, any_change, watch_kind};
@@ -87,7 +88,8 @@ const RULES: &[PolicyRule] = &{
     ]
 };
 
-const DISABLED: &str = "PullSecrets are disabled in this operator: enable them where it was installed";
+const DISABLED: &str =
+    "PullSecrets are disabled in this operator: enable them where it was installed";
 
 /// The delay after which a registry whose Pods are being replaced is asked for a token again.
 const TOKEN_RETRY_INTERVAL: Duration = Duration::from_secs(10);
@@ -127,23 +129,30 @@ impl KindController for PullSecretController {
     fn changed(&self, change: &Change<PullSecret>) {
         let Some(pull_secret) = change.either() else { return };
         let both = [&change.old, &change.new];
-        let names: BTreeSet<String> = both.into_iter().flatten().map(|it| it.secret_name()).collect();
-        self.requeue(|other| other.uid() != pull_secret.uid() && names.contains(&other.secret_name()));
+        let names: BTreeSet<String> =
+            both.into_iter().flatten().map(|it| it.secret_name()).collect();
+        self.requeue(|other| {
+            other.uid() != pull_secret.uid() && names.contains(&other.secret_name())
+        });
     }
 
     /// Requeues the PullSecrets that choose the namespace, now or before, and those in it:
     /// `allowedNamespaces` selects its labels.
     fn namespace_changed(&self, change: &NamespaceChange) {
         let Some(namespace) = change.either().map(|it| it.name_any()) else { return };
-        let labels = || [&change.old, &change.new].into_iter().flatten().map(|it| it.metadata.labels.as_ref());
+        let labels = || {
+            [&change.old, &change.new].into_iter().flatten().map(|it| it.metadata.labels.as_ref())
+        };
         self.requeue(|it| {
-            it.namespace().as_ref() == Some(&namespace) || labels().any(|labels| it.chooses(&namespace, labels))
+            it.namespace().as_ref() == Some(&namespace)
+                || labels().any(|labels| it.chooses(&namespace, labels))
         });
     }
 }
 
 fn requeue(ctx: &Context, which: impl Fn(&PullSecret) -> bool) {
-    ctx.triggers.requeue_all(ctx.stores.pull_secrets.state().iter().map(|it| &**it).filter(|it| which(it)));
+    ctx.triggers
+        .requeue_all(ctx.stores.pull_secrets.state().iter().map(|it| &**it).filter(|it| which(it)));
 }
 
 /// Watches the Secrets of PullSecrets, and the service accounts.
@@ -153,19 +162,27 @@ pub(crate) fn watch_secrets(
     service_accounts: Writer<WatchedServiceAccount>,
     watches: &mut JoinSet<()>,
 ) {
-    let (api, labeled) = (Api::all(ctx.client.clone()), watcher::Config::default().labels(CLASS.label));
+    let (api, labeled) =
+        (Api::all(ctx.client.clone()), watcher::Config::default().labels(CLASS.label));
     let context = Arc::clone(ctx);
     let on_change = move |change| secret_changed(&context, &change);
     watches.spawn(watch_kind(api, labeled, secrets, any_change, on_change));
     let (api, context) = (Api::all(ctx.client.clone()), Arc::clone(ctx));
     let on_change = move |change| service_account_changed(&context, &change);
-    watches.spawn(watch_kind(api, watcher::Config::default(), service_accounts, accounts::meaning, on_change));
+    watches.spawn(watch_kind(
+        api,
+        watcher::Config::default(),
+        service_accounts,
+        accounts::meaning,
+        on_change,
+    ));
 }
 
 /// Requeues the PullSecrets that own, or owned, a Secret that changed.
 fn secret_changed(ctx: &Context, change: &Change<WatchedSecret>) {
     let both = [&change.old, &change.new];
-    let owners = both.into_iter().flatten().flat_map(|it| CLASS.owners(it)).collect::<BTreeSet<_>>();
+    let owners =
+        both.into_iter().flatten().flat_map(|it| CLASS.owners(it)).collect::<BTreeSet<_>>();
     requeue(ctx, |it| owners.contains(&SecretOwner::of(it).label_value()));
 }
 
@@ -209,7 +226,8 @@ impl Reconciler for PullSecretController {
     async fn release(&self, reconcile: &Reconcile<'_, PullSecret>) -> Result<(), Interrupted> {
         if !self.ctx.settings.has(Feature::PullSecrets) {
             // Without permissions for Secrets the deletion is not blocked.
-            let note = format!("{DISABLED}; the Secrets that it made stay until somebody deletes them");
+            let note =
+                format!("{DISABLED}; the Secrets that it made stay until somebody deletes them");
             self.ctx.events.warning(reconcile.object, Reason::PullSecretsDisabled, note).await;
             return Ok(());
         }
@@ -246,12 +264,15 @@ impl<'a> PullSecretReconcile<'a> {
     async fn run(&self) -> Result<Secrets, Error> {
         let now = Timestamp::now();
         let registry = self.ctx.stores.registry(&self.pull_secret.spec.registry_ref.name);
-        let registry_client = self.ctx.registry_clients.get(&self.pull_secret.spec.registry_ref.name);
+        let registry_client =
+            self.ctx.registry_clients.get(&self.pull_secret.spec.registry_ref.name);
         let registry_client = registry_client.filter(|_| registry.is_some());
-        let host = registry.as_ref().and_then(|it| workload::told_url(it, &self.ctx.settings.namespace));
+        let host =
+            registry.as_ref().and_then(|it| workload::told_url(it, &self.ctx.settings.namespace));
         let host = host.and_then(|url| host_of(&url));
-        let source =
-            registry_client.as_ref().map(|registry_client| source(registry_client.ecr().identity(), host.as_deref()));
+        let source = registry_client
+            .as_ref()
+            .map(|registry_client| source(registry_client.ecr().identity(), host.as_deref()));
 
         let marked: Vec<HeldSecret> =
             self.ctx.stores.pulled.state().iter().filter_map(|it| HeldSecret::read(it)).collect();
@@ -293,12 +314,14 @@ impl<'a> PullSecretReconcile<'a> {
             let message = format!(
                 "namespace {own} may not use Registry {name}: none of its allowedNamespaces selects the namespace's labels"
             );
-            outcome.why_not = Some(registry_exists(ReadyState::Stalled(Cause::new(Reason::NotAllowed, message))));
+            outcome.why_not =
+                Some(registry_exists(ReadyState::Stalled(Cause::new(Reason::NotAllowed, message))));
         }
         let undetached = self.clear(decision.detach, decision.delete, &mut outcome).await?;
         let write = decision.write.into_iter().filter(|due| world.is_due(due, &undetached));
         let due = self.settle_places(&world, write.collect(), &mut outcome).await?;
-        let mut unwritten: BTreeSet<String> = due.iter().map(|due| due.secret.namespace.clone()).collect();
+        let mut unwritten: BTreeSet<String> =
+            due.iter().map(|due| due.secret.namespace.clone()).collect();
         if registry.is_none() {
             outcome.why_not = Some(self.registry_missing());
         }
@@ -306,12 +329,19 @@ impl<'a> PullSecretReconcile<'a> {
             let issued = match &at_hand {
                 Some(issued) => Ok(issued.clone()),
                 None => {
-                    self.issue((registry.as_deref(), registry_client.as_deref(), host.as_deref()), requested, now).await
+                    self.issue(
+                        (registry.as_deref(), registry_client.as_deref(), host.as_deref()),
+                        requested,
+                        now,
+                    )
+                    .await
                 }
             };
             match issued {
                 Ok(issued) => {
-                    let due = due.into_iter().map(|due| (world.marks(&due.secret.namespace, &undetached), due));
+                    let due = due
+                        .into_iter()
+                        .map(|due| (world.marks(&due.secret.namespace, &undetached), due));
                     for namespace in self.write(due.collect(), &issued, &mut outcome).await? {
                         unwritten.remove(&namespace);
                     }
@@ -325,7 +355,8 @@ impl<'a> PullSecretReconcile<'a> {
         // An entry in a service account that no Secret records would stay forever.
         let said = |entry: &Entry| !unwritten.contains(&entry.namespace) || world.records(entry);
         let attach = decision.attach.into_iter();
-        let attach = attach.filter(|entry| outcome.have.contains_key(&entry.namespace) && said(entry));
+        let attach =
+            attach.filter(|entry| outcome.have.contains_key(&entry.namespace) && said(entry));
         for (entry, done) in self.in_accounts(attach.collect(), true).await {
             outcome.note(&entry.namespace, done)?;
         }
@@ -344,7 +375,10 @@ impl<'a> PullSecretReconcile<'a> {
             .iter()
             .map(|it| {
                 let labels = it.metadata.labels.clone().unwrap_or_default();
-                (it.name_any(), Namespace { labels, going: it.metadata.deletion_timestamp.is_some() })
+                (
+                    it.name_any(),
+                    Namespace { labels, going: it.metadata.deletion_timestamp.is_some() },
+                )
             })
             .collect();
         let registry = |name: &str| registries.get(name).map(|it| &**it);
@@ -356,19 +390,27 @@ impl<'a> PullSecretReconcile<'a> {
     fn held(&self, marked: Vec<HeldSecret>, served: &BTreeSet<String>) -> Vec<HeldSecret> {
         let concerns = |held: &HeldSecret| {
             let OwnedSecret { name: SecretName { namespace, name }, owner, .. } = &held.secret;
-            owner.as_ref() == Some(&self.owner) || *name == self.secret_name && served.contains(namespace)
+            owner.as_ref() == Some(&self.owner)
+                || *name == self.secret_name && served.contains(namespace)
         };
         marked.into_iter().filter(concerns).collect()
     }
 
     /// Returns the entries of the relevant service accounts.
-    fn accounts(&self, held: &[HeldSecret], served: &BTreeSet<String>) -> BTreeMap<(String, String), Vec<String>> {
-        let wanted = served.iter().flat_map(|namespace| self.service_accounts.iter().map(move |it| (namespace, it)));
-        let patched = held
+    fn accounts(
+        &self,
+        held: &[HeldSecret],
+        served: &BTreeSet<String>,
+    ) -> BTreeMap<(String, String), Vec<String>> {
+        let wanted = served
             .iter()
-            .flat_map(|it| it.service_accounts.iter().map(move |account| (&it.secret.name.namespace, account)));
+            .flat_map(|namespace| self.service_accounts.iter().map(move |it| (namespace, it)));
+        let patched = held.iter().flat_map(|it| {
+            it.service_accounts.iter().map(move |account| (&it.secret.name.namespace, account))
+        });
         let names = |(namespace, account): (&String, &String)| {
-            let found = self.ctx.stores.service_accounts.get(&ObjectRef::new(account).within(namespace))?;
+            let found =
+                self.ctx.stores.service_accounts.get(&ObjectRef::new(account).within(namespace))?;
             let names = found.image_pull_secrets.iter().map(|entry| entry.name.clone()).collect();
             Some(((namespace.clone(), account.clone()), names))
         };
@@ -396,7 +438,9 @@ impl<'a> PullSecretReconcile<'a> {
         };
         let free: Vec<SecretDeletion> = delete.into_iter().filter(|it| !names_it(it)).collect();
         let deleted: Vec<_> = stream::iter(free)
-            .map(|deletion| async move { (self.secrets().delete(&deletion).await, deletion.secret) })
+            .map(
+                |deletion| async move { (self.secrets().delete(&deletion).await, deletion.secret) },
+            )
             .buffer_unordered(CONCURRENT_REQUESTS)
             .collect()
             .await;
@@ -414,7 +458,11 @@ impl<'a> PullSecretReconcile<'a> {
         SecretWriter { client: &self.ctx.client, class: &CLASS, owner: &self.owner }
     }
 
-    async fn in_accounts(&self, entries: Vec<Entry>, named: bool) -> Vec<(Entry, Result<bool, kube::Error>)> {
+    async fn in_accounts(
+        &self,
+        entries: Vec<Entry>,
+        named: bool,
+    ) -> Vec<(Entry, Result<bool, kube::Error>)> {
         stream::iter(entries)
             .map(|entry| async move {
                 let done = service_accounts::set_named(&self.ctx.client, &entry, named).await;
@@ -449,7 +497,9 @@ impl<'a> PullSecretReconcile<'a> {
                 Ok(SecretPlace::Free) => due.push(one),
                 Ok(SecretPlace::Owned(found)) => {
                     let held = HeldSecret::read(&found);
-                    let reason = held.as_ref().map_or(Some(WriteReason::Edited), |it| world.write_reason(it));
+                    let reason = held
+                        .as_ref()
+                        .map_or(Some(WriteReason::Edited), |it| world.write_reason(it));
                     match (reason, held.map(|it| it.secret)) {
                         (None, Some(OwnedSecret { mark: Some(token), .. })) => {
                             outcome.has(one.secret.namespace, token);
@@ -477,25 +527,42 @@ impl<'a> PullSecretReconcile<'a> {
     /// try again.
     async fn issue(
         &self,
-        (registry, registry_client, host): (Option<&Registry>, Option<&RegistryClient>, Option<&str>),
+        (registry, registry_client, host): (
+            Option<&Registry>,
+            Option<&RegistryClient>,
+            Option<&str>,
+        ),
         requested: Option<String>,
         now: Timestamp,
     ) -> Result<Issued, (ConditionSet, Option<Duration>)> {
         let name = &self.pull_secret.spec.registry_ref.name;
         let Some(registry) = registry else { return Err((self.registry_missing(), None)) };
-        let Some(registry_client) = registry_client else { return Err((registry_not_ready(registry), None)) };
+        let Some(registry_client) = registry_client else {
+            return Err((registry_not_ready(registry), None));
+        };
         match registry_client.ask(authorization_token(registry_client.ecr())).await {
             Ok(token) => {
                 if let Some(why) = not_yet(&token, host, name) {
-                    return Err((registry_exists(ReadyState::Reconciling(why)), Some(jittered(TOKEN_RETRY_INTERVAL))));
+                    return Err((
+                        registry_exists(ReadyState::Reconciling(why)),
+                        Some(jittered(TOKEN_RETRY_INTERVAL)),
+                    ));
                 }
                 let source = source(registry_client.ecr().identity(), host);
-                let issued = Issued::new(&token, &self.owner, source, registry_client.fingerprint(), requested, now);
+                let issued = Issued::new(
+                    &token,
+                    &self.owner,
+                    source,
+                    registry_client.fingerprint(),
+                    requested,
+                    now,
+                );
                 self.tokens.put(self.owner.clone(), issued.clone());
                 Ok(issued)
             }
             Err(error) => {
-                let (state, retry) = failed(&error, name, self.pull_secret.conditions(), REQUEUE_WAITING);
+                let (state, retry) =
+                    failed(&error, name, self.pull_secret.conditions(), REQUEUE_WAITING);
                 let retry = matches!(state, ReadyState::Reconciling(_)).then_some(retry);
                 Err((registry_exists(state), retry))
             }
@@ -517,13 +584,17 @@ impl<'a> PullSecretReconcile<'a> {
         let written: Vec<_> = stream::iter(due)
             .map(|(accounts, due)| async move {
                 let content = [(SECRET_KEY, &issued.content)];
-                let done = self.secrets().write(&due, &content, &issued.mark, annotations(&accounts)).await;
+                let done = self
+                    .secrets()
+                    .write(&due, &content, &issued.mark, annotations(&accounts))
+                    .await;
                 (due, done)
             })
             .buffer_unordered(CONCURRENT_REQUESTS)
             .collect()
             .await;
-        let (mut created, mut repaired, mut renewed) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let (mut created, mut repaired, mut renewed) =
+            (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         let mut done_in = BTreeSet::new();
         for (SecretWrite { secret: SecretName { namespace, .. }, reason, .. }, done) in written {
             if !outcome.note(&namespace, done)? {
@@ -545,8 +616,13 @@ impl<'a> PullSecretReconcile<'a> {
         self.emit_event(Reason::Renewed, "given a new token in", &renewed).await;
         if !repaired.is_empty() {
             let registry = &self.pull_secret.spec.registry_ref.name;
-            Drift { ctx: self.ctx, kind: PullSecret::NAME, registry }.corrected(LastSync::InSync, repaired.len());
-            let note = format!("drift of Secret {} was corrected in {}", self.secret_name, some(&repaired));
+            Drift { ctx: self.ctx, kind: PullSecret::NAME, registry }
+                .corrected(LastSync::InSync, repaired.len());
+            let note = format!(
+                "drift of Secret {} was corrected in {}",
+                self.secret_name,
+                some(&repaired)
+            );
             self.ctx.events.warning(self.pull_secret, Reason::DriftCorrected, note).await;
         }
         Ok(done_in)
@@ -575,7 +651,8 @@ impl<'a> PullSecretReconcile<'a> {
     /// Deletes all its Secrets, whatever has become of its Registry.
     async fn delete_all(&self) -> Result<(), Interrupted> {
         // Listed now: a Secret that its watch has not reported yet is deleted, too.
-        let held: Vec<_> = self.secrets().list().await?.iter().filter_map(HeldSecret::read).collect();
+        let held: Vec<_> =
+            self.secrets().list().await?.iter().filter_map(HeldSecret::read).collect();
         let entries = |it: &HeldSecret| {
             let SecretName { namespace, name } = it.secret.name.clone();
             let entry = |account: &String| Entry {

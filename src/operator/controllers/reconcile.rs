@@ -26,7 +26,10 @@ pub(crate) trait Reconciler: KindController {
     type Inputs: Send;
 
     /// Looks up the referenced objects, and reads the spec.
-    fn dereference(&self, reconcile: &Reconcile<'_, Self::Kind>) -> Result<Self::Inputs, Interrupted>;
+    fn dereference(
+        &self,
+        reconcile: &Reconcile<'_, Self::Kind>,
+    ) -> Result<Self::Inputs, Interrupted>;
 
     /// Returns whether the object needs the finalizer, which is added before [`Self::apply`].
     fn needs_finalizer(&self, object: &Self::Kind) -> bool;
@@ -39,7 +42,10 @@ pub(crate) trait Reconciler: KindController {
     ) -> impl Future<Output = Result<Outcome<Status<Self>>, Interrupted>> + Send;
 
     /// Releases or deletes what the object represents, because the object is being deleted.
-    fn release(&self, reconcile: &Reconcile<'_, Self::Kind>) -> impl Future<Output = Result<(), Interrupted>> + Send;
+    fn release(
+        &self,
+        reconcile: &Reconcile<'_, Self::Kind>,
+    ) -> impl Future<Output = Result<(), Interrupted>> + Send;
 
     /// Returns whether the finalizer stays until the release succeeds. Otherwise a failing release
     /// does not block the deletion.
@@ -65,7 +71,11 @@ pub(crate) struct Reconcile<'a, K: Kind> {
 
 impl<'a, K: Kind> Reconcile<'a, K> {
     pub(super) fn new(ctx: &'a Context, object: &'a K) -> Self {
-        let id = Object { kind: K::NAME, namespace: object.namespace().unwrap_or_default(), name: object.name_any() };
+        let id = Object {
+            kind: K::NAME,
+            namespace: object.namespace().unwrap_or_default(),
+            name: object.name_any(),
+        };
         Self { ctx, api: api_of(&ctx.client, object), object, id }
     }
 
@@ -125,7 +135,10 @@ pub(super) fn outcome_of<C: Reconciler>(
 }
 
 /// Reconciles one object.
-pub(super) async fn reconcile<C: Reconciler>(controller: &C, object: &C::Kind) -> Result<ReconcileResult, Error> {
+pub(super) async fn reconcile<C: Reconciler>(
+    controller: &C,
+    object: &C::Kind,
+) -> Result<ReconcileResult, Error> {
     let ctx = controller.context();
     let reconcile = Reconcile::new(ctx, object);
     if object.meta().deletion_timestamp.is_some() {
@@ -155,7 +168,9 @@ async fn end<C: Reconciler>(
     match result {
         Ok(outcome) => report(controller, reconcile, outcome).await,
         Err(interrupted) => match ending(controller, reconcile.object, interrupted)? {
-            Ending::Conditions(conditions, next) => report(controller, reconcile, Outcome::new(conditions, next)).await,
+            Ending::Conditions(conditions, next) => {
+                report(controller, reconcile, Outcome::new(conditions, next)).await
+            }
             Ending::Unwritten(result) => Ok(result),
         },
     }
@@ -181,7 +196,10 @@ async fn report<C: Reconciler>(
 }
 
 /// Releases what the object represents, and removes the finalizer.
-async fn cleanup<C: Reconciler>(controller: &C, reconcile: &Reconcile<'_, C::Kind>) -> Result<ReconcileResult, Error> {
+async fn cleanup<C: Reconciler>(
+    controller: &C,
+    reconcile: &Reconcile<'_, C::Kind>,
+) -> Result<ReconcileResult, Error> {
     let object = reconcile.object;
     if !finalizer::has(object) {
         return Ok(ReconcileResult::resting());
@@ -331,7 +349,10 @@ mod tests {
                 "metadata": { "namespace": "shop", "name": "api", "uid": "1", "generation": 1 },
                 "spec": { "registryRef": { "name": "home" } },
             });
-            object["metadata"].as_object_mut().unwrap().extend(metadata.as_object().unwrap().clone());
+            object["metadata"]
+                .as_object_mut()
+                .unwrap()
+                .extend(metadata.as_object().unwrap().clone());
             object["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
             self.cluster.create("repositories", object.clone());
             let object: Repository = serde_json::from_value(object).unwrap();
@@ -385,7 +406,10 @@ mod tests {
         let bench = Bench::new();
         *bench.controller.apply.lock().unwrap() = Some(Err(Interrupted::OUTDATED));
         let next = bench.reconcile(json!({}), json!({})).await;
-        assert_eq!((bench.ready_reason(), next), (None, Action::requeue(std::time::Duration::ZERO)));
+        assert_eq!(
+            (bench.ready_reason(), next),
+            (None, Action::requeue(std::time::Duration::ZERO))
+        );
     }
 
     #[tokio::test]
@@ -412,7 +436,10 @@ mod tests {
         bench.reconcile(json!({}), json!({})).await;
         let requeued = bench.queues.lifecycle_policies.next().await.unwrap();
         assert_eq!(requeued.name, "mine");
-        assert!(bench.queues.lifecycle_policies.try_recv().is_err(), "the other refers to another Repository");
+        assert!(
+            bench.queues.lifecycle_policies.try_recv().is_err(),
+            "the other refers to another Repository"
+        );
     }
 
     #[tokio::test]

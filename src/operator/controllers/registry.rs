@@ -60,7 +60,8 @@ impl Kind for Registry {
     /// Returns whether the Registry is gone, or allows other namespaces. Its resources are requeued
     /// when its client changes, too.
     fn affects_referrers(change: &Change<Self>) -> bool {
-        let allowed = |it: &Option<Arc<Self>>| it.as_ref().map(|it| it.spec.allowed_namespaces.clone());
+        let allowed =
+            |it: &Option<Arc<Self>>| it.as_ref().map(|it| it.spec.allowed_namespaces.clone());
         change.new.is_none() || allowed(&change.old) != allowed(&change.new)
     }
 }
@@ -151,7 +152,10 @@ impl KindController for RegistryController {
     fn namespace_changed(&self, change: &NamespaceChange) {
         let Some(namespace) = change.either().map(|it| it.name_any()) else { return };
         let runs_there = |it: &&Registry| {
-            it.spec.managed.as_ref().is_some_and(|managed| managed.namespace.as_ref() == Some(&namespace))
+            it.spec
+                .managed
+                .as_ref()
+                .is_some_and(|managed| managed.namespace.as_ref() == Some(&namespace))
         };
         let registries = self.ctx.stores.registries.state();
         self.ctx.triggers.requeue_all(registries.iter().map(|it| &**it).filter(runs_there));
@@ -161,7 +165,9 @@ impl KindController for RegistryController {
 /// Requeues the Registry that the label of a changed workload object names.
 fn workload_changed(ctx: &Context, labels: &BTreeMap<String, String>) {
     let Some(workload) = labels.get(REGISTRY_LABEL) else { return };
-    let is_its = |it: &&Registry| it.spec.managed.is_some() && Names::of(&it.name_any()).workload() == *workload;
+    let is_its = |it: &&Registry| {
+        it.spec.managed.is_some() && Names::of(&it.name_any()).workload() == *workload
+    };
     ctx.triggers.requeue_all(ctx.stores.registries.state().iter().map(|it| &**it).filter(is_its));
 }
 
@@ -177,7 +183,11 @@ impl Reconciler for RegistryController {
         registry.spec.managed.is_some() && self.ctx.settings.has(Feature::ManagedRegistries)
     }
 
-    async fn apply(&self, reconcile: &Reconcile<'_, Registry>, (): ()) -> Result<Outcome<RegistryStatus>, Interrupted> {
+    async fn apply(
+        &self,
+        reconcile: &Reconcile<'_, Registry>,
+        (): (),
+    ) -> Result<Outcome<RegistryStatus>, Interrupted> {
         let (ctx, registry, name) = (&*self.ctx, reconcile.object, reconcile.registry_name());
         let references = secret_references(registry, &ctx.settings.namespace);
         self.watch_secrets(name, &references.iter().map(|it| it.secret.clone()).collect());
@@ -193,7 +203,8 @@ impl Reconciler for RegistryController {
                 }
             },
         };
-        let notes = unenforced_settings(registry, &desired_settings(registry, &ctx.settings.cluster));
+        let notes =
+            unenforced_settings(registry, &desired_settings(registry, &ctx.settings.cluster));
         outcome.findings.state = outcome.findings.state.with_notes(&notes);
         // It was deleted meanwhile, and forgotten before its client was made.
         if ctx.stores.registry(name).is_none_or(|it| it.uid() != registry.uid()) {
@@ -211,12 +222,16 @@ impl Reconciler for RegistryController {
             // Without the permissions nothing can be done, and a retained workload needs none.
             return match registry.deletion_policy() {
                 DeletionPolicy::Retain => Ok(()),
-                DeletionPolicy::Delete => Err(Interrupted::Conditions(Box::new(disabled()), jittered(PING_INTERVAL))),
+                DeletionPolicy::Delete => {
+                    Err(Interrupted::Conditions(Box::new(disabled()), jittered(PING_INTERVAL)))
+                }
             };
         }
         match managed::cleanup(self, registry, managed).await? {
             None => Ok(()),
-            Some(blocked) => Err(Interrupted::Conditions(Box::new(blocked), jittered(REQUEUE_STALLED))),
+            Some(blocked) => {
+                Err(Interrupted::Conditions(Box::new(blocked), jittered(REQUEUE_STALLED)))
+            }
         }
     }
 
@@ -252,7 +267,9 @@ async fn run(
         }
         let waits = matches!(state.state, ReadyState::Reconciling(_));
         let retry = jittered(if waits { ROLLOUT_POLL_INTERVAL } else { REQUEUE_STALLED });
-        return Ok(outcome(state, Some(retry)).with_status(move |status| set_endpoint(status, endpoint)));
+        return Ok(
+            outcome(state, Some(retry)).with_status(move |status| set_endpoint(status, endpoint))
+        );
     };
     let connection = RegistryConnection::managed(registry, connection, place.clone());
     let mut outcome = serve(ctx, registry, connection).await;
@@ -270,7 +287,8 @@ async fn run(
 }
 
 fn disabled() -> ConditionSet {
-    let message = "managed registries are disabled in this operator: enable them where it was installed";
+    let message =
+        "managed registries are disabled in this operator: enable them where it was installed";
     ConditionSet::of(ReadyState::Stalled(Cause::new(Reason::ManagedRegistriesDisabled, message)))
 }
 
@@ -293,41 +311,54 @@ fn outcome(findings: ConditionSet, retry: Option<Duration>) -> Outcome<RegistryS
 }
 
 /// Makes or keeps the client, and checks that the registry answers.
-async fn serve(ctx: &Context, registry: &Registry, connection: RegistryConnection) -> Outcome<RegistryStatus> {
+async fn serve(
+    ctx: &Context,
+    registry: &Registry,
+    connection: RegistryConnection,
+) -> Outcome<RegistryStatus> {
     let name = registry.name_any();
     let RegistryConnection { connection, url: place, fingerprint } = connection;
-    let registry_client = match ctx.registry_clients.get(&name).filter(|it| it.fingerprint() == fingerprint) {
-        Some(registry_client) => registry_client,
-        None => {
-            let ecr = match Ecr::new(connection, registry.registry_id().as_ref()).await {
-                Ok(ecr) => {
-                    ecr.observed_by(Arc::new(CallMetrics::new(&name, Arc::clone(&ctx.metrics), ctx.term.clone())))
+    let registry_client =
+        match ctx.registry_clients.get(&name).filter(|it| it.fingerprint() == fingerprint) {
+            Some(registry_client) => registry_client,
+            None => {
+                let ecr = match Ecr::new(connection, registry.registry_id().as_ref()).await {
+                    Ok(ecr) => ecr.observed_by(Arc::new(CallMetrics::new(
+                        &name,
+                        Arc::clone(&ctx.metrics),
+                        ctx.term.clone(),
+                    ))),
+                    Err(error) => {
+                        remove_client(ctx, &name);
+                        let cause =
+                            Cause::new(Reason::InvalidParameterException, format!("{error:#}"));
+                        return outcome(ConditionSet::of(ReadyState::Stalled(cause)), None);
+                    }
+                };
+                let (stores, triggers, registry) =
+                    (ctx.stores.clone(), ctx.triggers.clone(), name.clone());
+                let recovered = move || {
+                    triggers.requeue(ObjectRef::<Registry>::new(&registry));
+                    triggers.requeue_registry(&stores, &registry);
+                };
+                let registry_client =
+                    Arc::new(RegistryClient::new(&name, ecr, fingerprint, recovered));
+                if let Some(before) = ctx.registry_clients.last(&name) {
+                    registry_client.take_over(&before, &place).await;
                 }
-                Err(error) => {
-                    remove_client(ctx, &name);
-                    let cause = Cause::new(Reason::InvalidParameterException, format!("{error:#}"));
-                    return outcome(ConditionSet::of(ReadyState::Stalled(cause)), None);
-                }
-            };
-            let (stores, triggers, registry) = (ctx.stores.clone(), ctx.triggers.clone(), name.clone());
-            let recovered = move || {
-                triggers.requeue(ObjectRef::<Registry>::new(&registry));
-                triggers.requeue_registry(&stores, &registry);
-            };
-            let registry_client = Arc::new(RegistryClient::new(&name, ecr, fingerprint, recovered));
-            if let Some(before) = ctx.registry_clients.last(&name) {
-                registry_client.take_over(&before, &place).await;
+                ctx.registry_clients.put(&name, Arc::clone(&registry_client));
+                ctx.triggers.requeue_registry(&ctx.stores, &name);
+                registry_client
             }
-            ctx.registry_clients.put(&name, Arc::clone(&registry_client));
-            ctx.triggers.requeue_registry(&ctx.stores, &name);
-            registry_client
-        }
-    };
+        };
     match check(ctx, &registry_client, registry, &place).await {
         Ok((usage, quotas, settled)) => {
-            let serving = || ReadyState::Ready(Cause::new(Reason::Serving, format!("{place} answers")));
-            let retry =
-                settled.refused.as_ref().map(|it| next(it, registry.conditions(), PING_INTERVAL, Timestamp::now()));
+            let serving =
+                || ReadyState::Ready(Cause::new(Reason::Serving, format!("{place} answers")));
+            let retry = settled
+                .refused
+                .as_ref()
+                .map(|it| next(it, registry.conditions(), PING_INTERVAL, Timestamp::now()));
             let findings = ConditionSet {
                 state: settled.refused.unwrap_or_else(serving),
                 references: Some(Ok(())),
@@ -344,7 +375,8 @@ async fn serve(ctx: &Context, registry: &Registry, connection: RegistryConnectio
             // This reconcile probes the registry for all resources in it.
             let retry = if let RegistryError::Unavailable(it) = error { it.retry } else { retry };
             let findings = ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) };
-            outcome(findings, Some(retry)).with_status(move |status| set_endpoint(status, Some(place)))
+            outcome(findings, Some(retry))
+                .with_status(move |status| set_endpoint(status, Some(place)))
         }
     }
 }
@@ -372,9 +404,17 @@ async fn check(
     }
     registry_client.found(place, &answered);
     let max_age = if registry.requested().is_some() { Duration::ZERO } else { DEFAULT_INTERVAL };
-    let before = registry.status.as_ref().filter(|it| it.endpoint.as_deref() == Some(place)).and_then(|it| it.usage);
+    let before = registry
+        .status
+        .as_ref()
+        .filter(|it| it.endpoint.as_deref() == Some(place))
+        .and_then(|it| it.usage);
     let usage = usage(&registry_client.totals(max_age).await?, before);
-    let quota = Quota { name: "repositories".to_owned(), used: usage.repositories, limit: REPOSITORIES_LIMIT };
+    let quota = Quota {
+        name: "repositories".to_owned(),
+        used: usage.repositories,
+        limit: REPOSITORIES_LIMIT,
+    };
     let settled = settings::settle(ctx, registry, registry_client).await?;
     Ok((usage, vec![quota], settled))
 }

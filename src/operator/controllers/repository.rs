@@ -20,7 +20,9 @@ use wharfage_crd::{Managed as _, Reason, Registry, Repository, RepositoryStatus}
 use wharfage_domain::names::RepositoryName;
 use wharfage_plan::model::{ApiError, ErrorKind, ObservedRepository};
 use wharfage_plan::ownership::Ownership;
-use wharfage_plan::{Desired, FieldChange, Object, Plan, desired_in_cluster, differences, on_removal, unenforced};
+use wharfage_plan::{
+    Desired, FieldChange, Object, Plan, desired_in_cluster, differences, on_removal, unenforced,
+};
 
 impl Kind for Repository {
     const NAME: &'static str = "Repository";
@@ -87,7 +89,9 @@ impl ExternalKind for RepositoryController {
     type Locked = LockedRepository;
 
     fn name(repository: &Repository) -> Result<RepositoryName, Cause> {
-        let invalid = |error| Cause::new(Reason::InvalidParameterException, format!("{error}: set repositoryName"));
+        let invalid = |error| {
+            Cause::new(Reason::InvalidParameterException, format!("{error}: set repositoryName"))
+        };
         repository.repository_name().map_err(invalid)
     }
 
@@ -96,7 +100,10 @@ impl ExternalKind for RepositoryController {
     }
 
     fn needs(repository: &Repository) -> RepositoryNeeds {
-        RepositoryNeeds { policy: repository.spec.repository_policy.is_some(), ..RepositoryNeeds::default() }
+        RepositoryNeeds {
+            policy: repository.spec.repository_policy.is_some(),
+            ..RepositoryNeeds::default()
+        }
     }
 
     fn desired(&self, registry: &Registry, name: &RepositoryName) -> Desired {
@@ -108,7 +115,11 @@ impl ExternalKind for RepositoryController {
         plan_for(desired, name, found)
     }
 
-    fn differences(desired: &Desired, resource: &Object, found: Option<&ObservedRepository>) -> Vec<FieldChange> {
+    fn differences(
+        desired: &Desired,
+        resource: &Object,
+        found: Option<&ObservedRepository>,
+    ) -> Vec<FieldChange> {
         let wanted = desired.repositories.iter().find(|it| it.object == *resource);
         wanted.zip(found).map(|(wanted, found)| differences(wanted, found)).unwrap_or_default()
     }

@@ -79,12 +79,14 @@ pub fn decide(
     };
     let images: Vec<Image> = stored.iter().map(with_parents).collect();
     let kept = protected(&images, used);
-    let unreadable = |digest: &&&Digest| matches!(children.get(**digest), Some(Children::Unreadable));
+    let unreadable =
+        |digest: &&&Digest| matches!(children.get(**digest), Some(Children::Unreadable));
     if let Some(index) = kept.iter().filter(unreadable).min() {
         return Err(UnreadableIndex((*index).clone()));
     }
 
-    let facts: HashMap<&Digest, &StoredImage> = stored.iter().map(|it| (&it.image.digest, it)).collect();
+    let facts: HashMap<&Digest, &StoredImage> =
+        stored.iter().map(|it| (&it.image.digest, it)).collect();
     let mut layers: HashMap<&Digest, usize> = HashMap::new();
     let mut decision = Decision::default();
     for mark in evaluate(policy, &images, now).marks {
@@ -92,10 +94,12 @@ pub fn decide(
             decision.protected += usize::from(mark.cause == Cause::Selected);
             continue;
         }
-        let before = mark.image.parents.iter().chain(&mark.image.subject).filter_map(|it| layers.get(it));
+        let before =
+            mark.image.parents.iter().chain(&mark.image.subject).filter_map(|it| layers.get(it));
         let layer = before.max().map_or(0, |highest| highest + 1);
         layers.insert(&mark.image.digest, layer);
-        let (is_index, bytes) = facts.get(&mark.image.digest).map_or((false, 0), |it| (it.is_index, it.bytes));
+        let (is_index, bytes) =
+            facts.get(&mark.image.digest).map_or((false, 0), |it| (it.is_index, it.bytes));
         decision.acts.push(ImageAction {
             image: mark.image.clone(),
             action: mark.action,
@@ -188,7 +192,8 @@ mod tests {
     }
 
     fn children(of: &[(usize, &[usize])]) -> HashMap<Digest, Children> {
-        let listed = |children: &[usize]| Children::Listed(children.iter().copied().map(digest).collect());
+        let listed =
+            |children: &[usize]| Children::Listed(children.iter().copied().map(digest).collect());
         of.iter().map(|(index, children)| (digest(*index), listed(children))).collect()
     }
 
@@ -197,15 +202,25 @@ mod tests {
     }
 
     fn acted_on(decision: &Decision) -> Vec<usize> {
-        (0..100).filter(|&index| decision.acts.iter().any(|act| act.image.digest == digest(index))).collect()
+        (0..100)
+            .filter(|&index| decision.acts.iter().any(|act| act.image.digest == digest(index)))
+            .collect()
     }
 
     #[test]
     fn images_in_use_count_and_stay() {
-        let images =
-            [stored(0, 3, Some("a")), stored(1, 2, Some("b")), stored(2, 1, Some("c")), stored(3, 0, Some("d"))];
+        let images = [
+            stored(0, 3, Some("a")),
+            stored(1, 2, Some("b")),
+            stored(2, 1, Some("c")),
+            stored(3, 0, Some("d")),
+        ];
         let decision = decide(&keep(2), &images, &HashMap::new(), &by_tag("a"), day_100()).unwrap();
-        assert_eq!((acted_on(&decision), decision.protected), (vec![1], 1), "the kept one takes nobody's place");
+        assert_eq!(
+            (acted_on(&decision), decision.protected),
+            (vec![1], 1),
+            "the kept one takes nobody's place"
+        );
         let decision = decide(&keep(2), &images, &HashMap::new(), &by_tag("d"), day_100()).unwrap();
         assert_eq!(
             (acted_on(&decision), decision.protected),
@@ -216,12 +231,25 @@ mod tests {
 
     #[test]
     fn an_index_expires_before_its_children_and_keeps_them_in_use() {
-        let images = [stored(1, 9, None), stored(2, 9, None), index(0, 8, Some("v1")), stored(3, 0, Some("v2"))];
+        let images = [
+            stored(1, 9, None),
+            stored(2, 9, None),
+            index(0, 8, Some("v1")),
+            stored(3, 0, Some("v2")),
+        ];
         let children = children(&[(0, &[1, 2])]);
-        let decision = decide(&keep(1), &images, &children, &UsedHere::default(), day_100()).unwrap();
-        let order: Vec<_> = decision.acts.iter().map(|act| (act.image.digest.clone(), act.layer, act.bytes)).collect();
+        let decision =
+            decide(&keep(1), &images, &children, &UsedHere::default(), day_100()).unwrap();
+        let order: Vec<_> = decision
+            .acts
+            .iter()
+            .map(|act| (act.image.digest.clone(), act.layer, act.bytes))
+            .collect();
         assert_eq!(order[0], (digest(0), 0, 0));
-        assert_eq!(order[1..].iter().map(|(_, layer, bytes)| (*layer, *bytes)).collect::<Vec<_>>(), [(1, 10), (1, 10)]);
+        assert_eq!(
+            order[1..].iter().map(|(_, layer, bytes)| (*layer, *bytes)).collect::<Vec<_>>(),
+            [(1, 10), (1, 10)]
+        );
         let decision = decide(&keep(1), &images, &children, &by_tag("v1"), day_100()).unwrap();
         assert_eq!((acted_on(&decision), decision.protected), (vec![], 3));
     }

@@ -20,7 +20,13 @@ pub(super) const RULES: &[PolicyRule] = &[
     },
     PolicyRule {
         group: "apps",
-        resources: &["deployments", "statefulsets", "daemonsets", "replicasets", "controllerrevisions"],
+        resources: &[
+            "deployments",
+            "statefulsets",
+            "daemonsets",
+            "replicasets",
+            "controllerrevisions",
+        ],
         verbs: &["list"],
         scope: RuleScope::Cluster,
         feature: Feature::InUseProtection,

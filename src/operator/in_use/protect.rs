@@ -14,7 +14,8 @@ use wharfage_domain::names::{Digest, Tag};
 /// which a node of another platform needs, and referrers, such as signatures, which admission
 /// requires.
 pub fn protected<'a>(images: &'a [Image], used: &UsedHere) -> HashSet<&'a Digest> {
-    let stored: HashMap<&Digest, &Image> = images.iter().map(|image| (&image.digest, image)).collect();
+    let stored: HashMap<&Digest, &Image> =
+        images.iter().map(|image| (&image.digest, image)).collect();
     let above = |digest: &&'a Digest| {
         let image = stored.get(digest);
         let above = image.into_iter().flat_map(|image| image.parents.iter().chain(&image.subject));
@@ -28,8 +29,9 @@ pub fn protected<'a>(images: &'a [Image], used: &UsedHere) -> HashSet<&'a Digest
         }
     }
 
-    let is_used =
-        |image: &&Image| used.digests.contains(&image.digest) || image.tags.iter().any(|tag| used.tags.contains(tag));
+    let is_used = |image: &&Image| {
+        used.digests.contains(&image.digest) || image.tags.iter().any(|tag| used.tags.contains(tag))
+    };
     let themselves = images.iter().filter(is_used).map(|image| &image.digest);
     let with_those_above = reach(themselves, above);
     reach(with_those_above, |digest| below.get(digest).cloned().unwrap_or_default())
@@ -85,7 +87,10 @@ mod tests {
     }
 
     fn by_tag(index: usize) -> UsedHere {
-        UsedHere { tags: HashSet::from([format!("t{index}").parse().unwrap()]), ..UsedHere::default() }
+        UsedHere {
+            tags: HashSet::from([format!("t{index}").parse().unwrap()]),
+            ..UsedHere::default()
+        }
     }
 
     fn by_digest(index: usize) -> UsedHere {
@@ -139,11 +144,17 @@ mod tests {
 
     #[test]
     fn a_signature_that_is_kept_by_its_tag_stays_with_its_image() {
-        let signature =
-            |index: usize, tag: String| Image { tags: vec![tag.parse().unwrap()], ..image(index, &[], None) };
+        let signature = |index: usize, tag: String| Image {
+            tags: vec![tag.parse().unwrap()],
+            ..image(index, &[], None)
+        };
         let tag = digest(8).to_string().replace(':', "-");
-        let images =
-            [image(8, &[], None), signature(10, format!("{tag}.sig")), signature(11, tag), image(12, &[], None)];
+        let images = [
+            image(8, &[], None),
+            signature(10, format!("{tag}.sig")),
+            signature(11, tag),
+            image(12, &[], None),
+        ];
         assert_eq!(kept(&images, &by_tag(8)), [8, 10, 11]);
         assert_eq!(kept(&images, &by_digest(10)), [10]);
     }

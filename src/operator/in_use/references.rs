@@ -73,7 +73,9 @@ fn split_host(name: &str) -> (String, &str) {
 }
 
 fn looks_like_a_host(part: &str) -> bool {
-    part == "localhost" || part.contains(['.', ':']) || part.bytes().any(|byte| byte.is_ascii_uppercase())
+    part == "localhost"
+        || part.contains(['.', ':'])
+        || part.bytes().any(|byte| byte.is_ascii_uppercase())
 }
 
 /// Returns a host in the form in which hosts are compared.
@@ -120,7 +122,9 @@ impl Hosts {
     fn is_ecr_host(&self, host: &str) -> bool {
         let Some((account, rest)) = host.split_once('.') else { return false };
         let forms = ["dkr.ecr.", "dkr.ecr-fips.", "dkr-ecr.", "dkr-ecr-fips."];
-        let Some(rest) = forms.into_iter().find_map(|form| rest.strip_prefix(form)) else { return false };
+        let Some(rest) = forms.into_iter().find_map(|form| rest.strip_prefix(form)) else {
+            return false;
+        };
         let region = rest.split_once('.').map(|(region, _domain)| region);
         let this_account = match &self.account {
             Some(expected) => expected.as_str() == account,
@@ -193,7 +197,9 @@ mod tests {
     /// `HOST REPOSITORY REFERENCE`, or the bare digest.
     fn read(text: &str) -> Option<String> {
         Some(match UsedImage::parse(text)? {
-            UsedImage::Named { host, repository, reference } => format!("{host} {repository} {reference}"),
+            UsedImage::Named { host, repository, reference } => {
+                format!("{host} {repository} {reference}")
+            }
             UsedImage::Bare(digest) => digest.to_string(),
         })
     }
@@ -230,7 +236,10 @@ mod tests {
     #[test]
     fn an_image_id_may_name_its_runtime_or_nothing_but_the_digest() {
         let named = format!("registry.example.com team/api {DIGEST}");
-        assert_eq!(read(&format!("docker-pullable://registry.example.com/team/api@{DIGEST}")), Some(named));
+        assert_eq!(
+            read(&format!("docker-pullable://registry.example.com/team/api@{DIGEST}")),
+            Some(named)
+        );
         for bare in [DIGEST.to_owned(), format!("docker://{DIGEST}")] {
             assert_eq!(read(&bare).as_deref(), Some(DIGEST), "{bare}");
         }
@@ -276,15 +285,24 @@ mod tests {
     }
 
     fn hosts(account: Option<&str>, urls: &[&str]) -> Hosts {
-        let mut hosts = Hosts::new(account.map(|account| account.parse().unwrap()), "eu-home-1".parse().unwrap());
+        let mut hosts = Hosts::new(
+            account.map(|account| account.parse().unwrap()),
+            "eu-home-1".parse().unwrap(),
+        );
         urls.iter().for_each(|url| hosts.add(url));
         hosts
     }
 
     #[test]
     fn a_registry_is_known_by_its_urls() {
-        let hosts =
-            hosts(None, &["https://Registry.example.com/", "registry.internal:8080/team/api", "http://10.0.0.7:80"]);
+        let hosts = hosts(
+            None,
+            &[
+                "https://Registry.example.com/",
+                "registry.internal:8080/team/api",
+                "http://10.0.0.7:80",
+            ],
+        );
         for host in ["registry.example.com", "registry.internal:8080", "10.0.0.7"] {
             assert!(hosts.contains(host), "{host}");
         }
@@ -334,7 +352,8 @@ mod tests {
             bare.to_string(),
         ];
         in_use.extend(texts.iter().filter_map(|text| UsedImage::parse(text)));
-        let here = in_use.of(&hosts(None, &["https://home.example.com"]), &"team/api".parse().unwrap());
+        let here =
+            in_use.of(&hosts(None, &["https://home.example.com"]), &"team/api".parse().unwrap());
         assert_eq!(here.tags, HashSet::from(["v1".parse().unwrap()]));
         assert_eq!(here.digests, HashSet::from([DIGEST.parse().unwrap(), other, bare]));
     }

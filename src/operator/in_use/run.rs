@@ -18,7 +18,8 @@ use super::workloads::{CannotTell, ImageScope, in_use};
 use crate::registry_client::{RegistryClient, RegistryError};
 use wharfage_apply::error::named;
 use wharfage_apply::{
-    Children, MAX_IMAGE_IDS, StoredImage, Undeleted, archive, children, delete, images, reread_images,
+    Children, MAX_IMAGE_IDS, StoredImage, Undeleted, archive, children, delete, images,
+    reread_images,
 };
 use wharfage_domain::lifecycle::{Action, ImageStatus, Policy};
 use wharfage_domain::names::{Digest, RepositoryName, Tag};
@@ -71,10 +72,13 @@ pub struct Shared {
 impl Default for Shared {
     fn default() -> Self {
         let weight = |_: &(u64, Digest), children: &Arc<Children>| match &**children {
-            Children::Listed(children) => u32::try_from(children.len()).unwrap_or(u32::MAX).saturating_add(1),
+            Children::Listed(children) => {
+                u32::try_from(children.len()).unwrap_or(u32::MAX).saturating_add(1)
+            }
             Children::Unreadable => 1,
         };
-        let indexes = moka::sync::Cache::builder().weigher(weight).max_capacity(REMEMBERED_CHILDREN).build();
+        let indexes =
+            moka::sync::Cache::builder().weigher(weight).max_capacity(REMEMBERED_CHILDREN).build();
         Self { indexes, lists: AsyncMutex::default() }
     }
 }
@@ -92,7 +96,9 @@ impl Shared {
     ) -> Result<Arc<InUse>, CannotTell> {
         let mut lists = self.lists.lock().await;
         lists.retain(|(_, at, _)| at.elapsed() < LISTED_LATELY);
-        if let Some((_, _, list)) = lists.iter().find(|(of, at, _)| of == scope && *at >= not_before) {
+        if let Some((_, _, list)) =
+            lists.iter().find(|(of, at, _)| of == scope && *at >= not_before)
+        {
             return Ok(Arc::clone(list));
         }
         let at = Instant::now();
@@ -149,7 +155,11 @@ impl Run<'_> {
         let now = Timestamp::now();
         let Some(images) = self.read_images(now).await? else { return Ok(Decision::default()) };
         let latest = Instant::now();
-        let not_before = if self.is_requested { latest } else { latest.checked_sub(LISTED_LATELY).unwrap_or(latest) };
+        let not_before = if self.is_requested {
+            latest
+        } else {
+            latest.checked_sub(LISTED_LATELY).unwrap_or(latest)
+        };
         self.decide(&images, not_before, now).await
     }
 
@@ -206,7 +216,9 @@ impl Run<'_> {
                 None => unknown.push(digest),
             }
         }
-        for (digest, children) in self.registry_client.ask(children(ecr, self.name, &unknown)).await? {
+        for (digest, children) in
+            self.registry_client.ask(children(ecr, self.name, &unknown)).await?
+        {
             if let Children::Listed(_) = children {
                 self.shared.indexes.insert((registry, digest.clone()), Arc::new(children.clone()));
             }
@@ -255,10 +267,11 @@ impl Run<'_> {
             }
         }
 
-        let by_tags = expiring.iter().map(|ImageAction { image, .. }| match image.tags.as_slice() {
-            tags if by_digest && tags.len() > 1 => (&image.digest, [].as_slice()),
-            tags => (&image.digest, tags),
-        });
+        let by_tags =
+            expiring.iter().map(|ImageAction { image, .. }| match image.tags.as_slice() {
+                tags if by_digest && tags.len() > 1 => (&image.digest, [].as_slice()),
+                tags => (&image.digest, tags),
+            });
         let images: Vec<(&Digest, &[Tag])> = by_tags.collect();
         let undeleted = self.registry_client.ask(delete(ecr, self.name, &images)).await?;
         for act in expiring {
@@ -291,7 +304,9 @@ impl RunReport {
         match error.kind {
             ErrorKind::ImageReferenced => self.held += 1,
             // The image is archived already, or an index holds it: the answer does not say which.
-            ErrorKind::ImageNotFound | ErrorKind::ImageTagMoved | ErrorKind::StorageClassNotSupported => {
+            ErrorKind::ImageNotFound
+            | ErrorKind::ImageTagMoved
+            | ErrorKind::StorageClassNotSupported => {
                 self.changed += 1;
             }
             _ if self.failures.len() < FAILURES => self.failures.push(error),
@@ -310,11 +325,15 @@ fn is_about_one_image(error: &ApiError) -> bool {
 /// because this run causes it.
 fn is_as_it_was(act: &ImageAction, now: &StoredImage) -> bool {
     let (was, now) = (&act.image, &now.image);
-    let (tags, tags_now): (HashSet<_>, HashSet<_>) = (was.tags.iter().collect(), now.tags.iter().collect());
-    let pulled = act.action == Action::Transition && !act.is_index && was.last_pulled_at != now.last_pulled_at;
+    let (tags, tags_now): (HashSet<_>, HashSet<_>) =
+        (was.tags.iter().collect(), now.tags.iter().collect());
+    let pulled = act.action == Action::Transition
+        && !act.is_index
+        && was.last_pulled_at != now.last_pulled_at;
     tags == tags_now
         && !pulled
-        && (was.status, was.pushed_at, was.activated_at) == (now.status, now.pushed_at, now.activated_at)
+        && (was.status, was.pushed_at, was.activated_at)
+            == (now.status, now.pushed_at, now.activated_at)
         && now.status != ImageStatus::Activating
 }
 

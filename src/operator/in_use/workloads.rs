@@ -68,9 +68,8 @@ pub enum CannotTell {
 /// When any list fails, is forbidden or cannot be read.
 pub async fn in_use(client: &Client, scope: &ImageScope) -> Result<InUse, CannotTell> {
     let selector = match &scope.namespaces {
-        Some(selector) => {
-            Selector::try_from(selector.clone()).map_err(|error| CannotTell::Selector(error.to_string()))?
-        }
+        Some(selector) => Selector::try_from(selector.clone())
+            .map_err(|error| CannotTell::Selector(error.to_string()))?,
         None => Selector::default(),
     };
     let mut found = Found::default();
@@ -85,8 +84,10 @@ pub async fn in_use(client: &Client, scope: &ImageScope) -> Result<InUse, Cannot
             found.add(&it.metadata.namespace, it.spec.template.spec.images());
             if scope.keep_previous > 0 {
                 let current = it.spec.template.spec.images().map(str::to_owned).collect();
-                revised
-                    .insert(it.metadata.uid, Revised { namespace: it.metadata.namespace, current, before: Vec::new() });
+                revised.insert(
+                    it.metadata.uid,
+                    Revised { namespace: it.metadata.namespace, current, before: Vec::new() },
+                );
             }
             Ok(())
         };
@@ -105,13 +106,17 @@ pub async fn in_use(client: &Client, scope: &ImageScope) -> Result<InUse, Cannot
             let Some(owner) = it.metadata.owner(&mut revised) else { return Ok(()) };
             // Only these owners keep pod templates in a ControllerRevision.
             let data: RevisionData = serde_json::from_str(it.data.get())?;
-            owner.before.push((Some(it.revision), data.spec.template.spec.images().map(str::to_owned).collect()));
+            owner.before.push((
+                Some(it.revision),
+                data.spec.template.spec.images().map(str::to_owned).collect(),
+            ));
             Ok(())
         };
         CONTROLLER_REVISIONS.each(client, &all(), take).await?;
         for workload in revised.into_values() {
             let namespace = workload.namespace.clone();
-            found.add(&namespace, workload.previous(scope.keep_previous).iter().map(String::as_str));
+            found
+                .add(&namespace, workload.previous(scope.keep_previous).iter().map(String::as_str));
         }
     }
     let take = |it: Object<Templated>| {
@@ -145,10 +150,14 @@ struct Listed {
 
 const NAMESPACES: Listed = Listed { path: "/api/v1/namespaces", resource: "namespaces" };
 const PODS: Listed = Listed { path: "/api/v1/pods", resource: "pods" };
-const DEPLOYMENTS: Listed = Listed { path: "/apis/apps/v1/deployments", resource: "deployments.apps" };
-const STATEFUL_SETS: Listed = Listed { path: "/apis/apps/v1/statefulsets", resource: "statefulsets.apps" };
-const DAEMON_SETS: Listed = Listed { path: "/apis/apps/v1/daemonsets", resource: "daemonsets.apps" };
-const REPLICA_SETS: Listed = Listed { path: "/apis/apps/v1/replicasets", resource: "replicasets.apps" };
+const DEPLOYMENTS: Listed =
+    Listed { path: "/apis/apps/v1/deployments", resource: "deployments.apps" };
+const STATEFUL_SETS: Listed =
+    Listed { path: "/apis/apps/v1/statefulsets", resource: "statefulsets.apps" };
+const DAEMON_SETS: Listed =
+    Listed { path: "/apis/apps/v1/daemonsets", resource: "daemonsets.apps" };
+const REPLICA_SETS: Listed =
+    Listed { path: "/apis/apps/v1/replicasets", resource: "replicasets.apps" };
 const CONTROLLER_REVISIONS: Listed =
     Listed { path: "/apis/apps/v1/controllerrevisions", resource: "controllerrevisions.apps" };
 const JOBS: Listed = Listed { path: "/apis/batch/v1/jobs", resource: "jobs.batch" };
@@ -169,15 +178,21 @@ impl Listed {
     ) -> Result<(), CannotTell> {
         let resource = || self.resource.to_owned();
         let unlisted = |message: String| CannotTell::Unlisted { resource: resource(), message };
-        let unreadable =
-            |error: serde_json::Error| CannotTell::Unreadable { resource: resource(), message: error.to_string() };
+        let unreadable = |error: serde_json::Error| CannotTell::Unreadable {
+            resource: resource(),
+            message: error.to_string(),
+        };
         let mut params = params.clone();
         loop {
-            let request = Request::new(self.path).list(&params).map_err(|error| unlisted(error.to_string()))?;
+            let request = Request::new(self.path)
+                .list(&params)
+                .map_err(|error| unlisted(error.to_string()))?;
             // kube would log a whole answer that it cannot read, with the environment of Pods. So
             // it is read here.
             let text = client.request_text(request).await.map_err(|error| match error {
-                kube::Error::Api(status) if status.code == 403 => CannotTell::Forbidden { resource: resource() },
+                kube::Error::Api(status) if status.code == 403 => {
+                    CannotTell::Forbidden { resource: resource() }
+                }
                 kube::Error::Api(status) => unlisted(status.message.clone()),
                 error => unlisted(error.to_string()),
             })?;
@@ -213,7 +228,12 @@ impl Found {
     fn in_namespaces(self, chosen: Option<&HashSet<String>>) -> InUse {
         let counts = |namespace: &String| chosen.is_none_or(|chosen| chosen.contains(namespace));
         let mut in_use = InUse::default();
-        in_use.extend(self.0.into_iter().filter(|(namespace, _)| counts(namespace)).flat_map(|(_, images)| images));
+        in_use.extend(
+            self.0
+                .into_iter()
+                .filter(|(namespace, _)| counts(namespace))
+                .flat_map(|(_, images)| images),
+        );
         in_use
     }
 }
@@ -233,7 +253,8 @@ impl Revised {
     /// those of unknown age all count.
     fn previous(mut self, keep: usize) -> BTreeSet<String> {
         self.before.sort_by_key(|(number, _)| std::cmp::Reverse(number.unwrap_or(i64::MAX)));
-        let (mut seen, mut previous, mut counted) = (HashSet::from([self.current]), BTreeSet::new(), 0);
+        let (mut seen, mut previous, mut counted) =
+            (HashSet::from([self.current]), BTreeSet::new(), 0);
         for (number, images) in self.before {
             if counted == keep && number.is_some() {
                 break;
@@ -288,7 +309,8 @@ struct Meta {
 impl Meta {
     /// Returns the workload that controls it.
     fn owner<'a>(&self, workloads: &'a mut HashMap<String, Revised>) -> Option<&'a mut Revised> {
-        let owner = self.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
+        let owner =
+            self.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
         workloads.get_mut(&owner.uid)
     }
 
@@ -356,7 +378,8 @@ struct PodSpec {
 
 impl PodSpec {
     fn images(&self) -> impl Iterator<Item = &str> {
-        let more = [&self.init_containers, &self.ephemeral_containers].into_iter().flatten().flatten();
+        let more =
+            [&self.init_containers, &self.ephemeral_containers].into_iter().flatten().flatten();
         let of_containers = self.containers.iter().chain(more).filter_map(|it| it.image.as_deref());
         let volumes = self.volumes.iter().flatten().filter_map(|it| it.image.as_ref());
         of_containers.chain(volumes.filter_map(|it| it.reference.as_deref()))
@@ -395,7 +418,11 @@ struct PodStatus {
 
 impl PodStatus {
     fn image_ids(&self) -> impl Iterator<Item = &str> {
-        let all = [&self.container_statuses, &self.init_container_statuses, &self.ephemeral_container_statuses];
+        let all = [
+            &self.container_statuses,
+            &self.init_container_statuses,
+            &self.ephemeral_container_statuses,
+        ];
         // Empty until the image is pulled.
         all.into_iter().flatten().flatten().filter_map(|it| it.image_id.as_deref())
     }

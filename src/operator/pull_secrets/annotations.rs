@@ -32,9 +32,13 @@ pub(crate) struct HeldSecret {
 impl HeldSecret {
     /// Reads the marks of a Secret; nothing if it has none, or is being deleted.
     pub fn read(secret: &WatchedSecret) -> Option<Self> {
-        let names = secret.annotations().get(SERVICE_ACCOUNTS).map(String::as_str).unwrap_or_default();
+        let names =
+            secret.annotations().get(SERVICE_ACCOUNTS).map(String::as_str).unwrap_or_default();
         let names = names.split(',').filter(|name| !name.is_empty());
-        Some(Self { secret: CLASS.read(secret)?, service_accounts: names.map(str::to_owned).collect() })
+        Some(Self {
+            secret: CLASS.read(secret)?,
+            service_accounts: names.map(str::to_owned).collect(),
+        })
     }
 }
 
@@ -53,7 +57,10 @@ pub(crate) fn annotations(service_accounts: &BTreeSet<String>) -> BTreeMap<Strin
 /// Returns the source of a token as one word: the registry, the identity that requests it, and the `host` that it should be
 /// for, where the Registry says that. Another host is another source, although the registry and the identity are the same.
 pub(crate) fn source(identity: &str, host: Option<&str>) -> String {
-    host.map_or_else(|| identity.to_owned(), |host| hex::encode(&Sha256::digest(format!("{identity} {host}"))[..16]))
+    host.map_or_else(
+        || identity.to_owned(),
+        |host| hex::encode(&Sha256::digest(format!("{identity} {host}"))[..16]),
+    )
 }
 
 #[cfg(test)]
@@ -86,7 +93,11 @@ mod tests {
             "identity",
             "Secrets from before hosts were recorded are not written again"
         );
-        let (one, other) = (source("identity", Some("r.example.com")), source("identity", Some("s.example.com")));
-        assert_eq!((one.len(), one == other, one == source("another", Some("r.example.com"))), (32, false, false));
+        let (one, other) =
+            (source("identity", Some("r.example.com")), source("identity", Some("s.example.com")));
+        assert_eq!(
+            (one.len(), one == other, one == source("another", Some("r.example.com"))),
+            (32, false, false)
+        );
     }
 }

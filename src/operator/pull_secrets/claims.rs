@@ -45,7 +45,8 @@ pub(crate) fn claims<'a, 'r>(
 ) -> Claims {
     let secret_name = pull_secret.secret_name();
     let held = held.iter().map(|it| &it.secret).filter(|it| it.name.name == secret_name);
-    let held: BTreeSet<_> = held.filter_map(|it| Some((it.owner.as_ref()?, it.name.namespace.as_str()))).collect();
+    let held: BTreeSet<_> =
+        held.filter_map(|it| Some((it.owner.as_ref()?, it.name.namespace.as_str()))).collect();
     let place = |it: &'a PullSecret| {
         let owner = SecretOwner::of(it);
         let of_it = held.iter().filter(|(of, _)| **of == owner);
@@ -59,7 +60,9 @@ pub(crate) fn claims<'a, 'r>(
     let mut claims = Claims { refused: !mine.admits_own(namespaces), ..Claims::default() };
     let rivals: Vec<Wants<'_, '_>> = all
         .into_iter()
-        .filter(|other| other.metadata.deletion_timestamp.is_none() && other.secret_name() == secret_name)
+        .filter(|other| {
+            other.metadata.deletion_timestamp.is_none() && other.secret_name() == secret_name
+        })
         .filter(|other| age(other) < age(pull_secret))
         .map(place)
         .filter(|rival| rival.admits_own(namespaces))
@@ -83,7 +86,10 @@ pub(crate) fn claims<'a, 'r>(
 
 /// Returns the precedence of a PullSecret: the older first, and of two of the same second the first by name.
 fn age(pull_secret: &PullSecret) -> (Option<jiff::Timestamp>, SecretOwner) {
-    (pull_secret.metadata.creation_timestamp.as_ref().map(|time| time.0), SecretOwner::of(pull_secret))
+    (
+        pull_secret.metadata.creation_timestamp.as_ref().map(|time| time.0),
+        SecretOwner::of(pull_secret),
+    )
 }
 
 /// A PullSecret and its Registry.
@@ -122,7 +128,8 @@ mod tests {
 
     fn pull_secret(name: &str, created: i64, spec: &Value) -> PullSecret {
         let created = jiff::Timestamp::from_second(created).unwrap().to_string();
-        let metadata = json!({ "name": name, "namespace": "platform", "creationTimestamp": created });
+        let metadata =
+            json!({ "name": name, "namespace": "platform", "creationTimestamp": created });
         let mut spec = spec.clone();
         spec["registryRef"] = json!({ "name": "home" });
         serde_json::from_value(json!({ "metadata": metadata, "spec": spec })).unwrap()
@@ -136,14 +143,20 @@ mod tests {
     /// Returns a Registry that every namespace may use, whatever its name.
     fn open(_: &str) -> Option<&'static Registry> {
         static OPEN: LazyLock<Registry> = LazyLock::new(|| {
-            serde_json::from_value(json!({ "metadata": { "name": "home" }, "spec": { "managed": {} } })).unwrap()
+            serde_json::from_value(
+                json!({ "metadata": { "name": "home" }, "spec": { "managed": {} } }),
+            )
+            .unwrap()
         });
         Some(&OPEN)
     }
 
     fn namespaces(names: &[(&str, &[(&str, &str)])]) -> Namespaces {
         let namespace = |(name, labels): &(&str, &[(&str, &str)])| {
-            let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            let labels = labels
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect();
             ((*name).to_owned(), Namespace { labels, going: false })
         };
         names.iter().map(namespace).collect()
@@ -157,28 +170,41 @@ mod tests {
 
     #[test]
     fn selected_namespaces_are_served_unless_they_are_being_deleted() {
-        let mut namespaces = namespaces(&[("platform", &[]), ("shop", PULLS), ("web", PULLS), ("other", &[])]);
+        let mut namespaces =
+            namespaces(&[("platform", &[]), ("shop", PULLS), ("web", PULLS), ("other", &[])]);
         namespaces.get_mut("web").unwrap().going = true;
-        let some = pull_secret("pull", 1, &json!({ "namespaceSelector": { "matchLabels": { "pulls-from": "home" } } }));
+        let some = pull_secret(
+            "pull",
+            1,
+            &json!({ "namespaceSelector": { "matchLabels": { "pulls-from": "home" } } }),
+        );
         assert_eq!(names(&claims(&some, [&some], open, &namespaces, &[]).served), ["shop"]);
         let own = pull_secret("pull", 1, &json!({}));
         assert_eq!(names(&claims(&own, [&own], open, &namespaces, &[]).served), ["platform"]);
         let all = pull_secret("pull", 1, &json!({ "namespaceSelector": {} }));
-        assert_eq!(names(&claims(&all, [&all], open, &namespaces, &[]).served), ["other", "platform", "shop"]);
+        assert_eq!(
+            names(&claims(&all, [&all], open, &namespaces, &[]).served),
+            ["other", "platform", "shop"]
+        );
     }
 
     #[test]
     fn the_registry_decides_which_namespaces_are_allowed() {
-        let namespaces = namespaces(&[("platform", &[("team", "platform")]), ("shop", PULLS), ("web", &[])]);
+        let namespaces =
+            namespaces(&[("platform", &[("team", "platform")]), ("shop", PULLS), ("web", &[])]);
         let all = pull_secret("pull", 1, &json!({ "namespaceSelector": {} }));
         let some = registry(&json!([
             { "selector": { "matchLabels": { "team": "platform" } } },
             { "selector": { "matchLabels": { "pulls-from": "home" } }, "repositoryPrefixes": ["shop/"] },
         ]));
         let claimed = claims(&all, [&all], |_| Some(&some), &namespaces, &[]);
-        assert_eq!((names(&claimed.served), names(&claimed.not_allowed)), (vec!["platform", "shop"], vec!["web"]));
+        assert_eq!(
+            (names(&claimed.served), names(&claimed.not_allowed)),
+            (vec!["platform", "shop"], vec!["web"])
+        );
         assert!(!claimed.refused);
-        let others = registry(&json!([{ "selector": { "matchLabels": { "pulls-from": "home" } } }]));
+        let others =
+            registry(&json!([{ "selector": { "matchLabels": { "pulls-from": "home" } } }]));
         let claimed = claims(&all, [&all], |_| Some(&others), &namespaces, &[]);
         assert!(claimed.refused && claimed.served.is_empty(), "{claimed:?}");
     }
@@ -191,7 +217,8 @@ mod tests {
             1,
             &json!({ "secretName": "pull", "namespaceSelector": { "matchLabels": { "pulls-from": "home" } } }),
         );
-        let younger = pull_secret("a-younger", 2, &json!({ "secretName": "pull", "namespaceSelector": {} }));
+        let younger =
+            pull_secret("a-younger", 2, &json!({ "secretName": "pull", "namespaceSelector": {} }));
         let elsewhere = pull_secret("other", 0, &json!({ "namespaceSelector": {} }));
         let all = [&older, &younger, &elsewhere];
         assert_eq!(names(&claims(&older, all, open, &namespaces, &[]).served), ["shop"]);
@@ -208,10 +235,16 @@ mod tests {
         let younger = pull_secret("younger", 2, &json!({ "secretName": "pull" }));
         let closed = registry(&json!([]));
         let known = |name: &str| if name == "closed" { Some(&closed) } else { open(name) };
-        assert_eq!(names(&claims(&younger, [&older, &younger], known, &namespaces, &[]).served), ["platform"]);
+        assert_eq!(
+            names(&claims(&younger, [&older, &younger], known, &namespaces, &[]).served),
+            ["platform"]
+        );
         assert!(!claims(&younger, [&older, &younger], open, &namespaces, &[]).taken.is_empty());
         older.metadata.deletion_timestamp = older.metadata.creation_timestamp.clone();
-        assert_eq!(names(&claims(&younger, [&older, &younger], open, &namespaces, &[]).served), ["platform"]);
+        assert_eq!(
+            names(&claims(&younger, [&older, &younger], open, &namespaces, &[]).served),
+            ["platform"]
+        );
     }
 
     #[test]
@@ -227,10 +260,13 @@ mod tests {
             },
             service_accounts: BTreeSet::new(),
         };
-        let mut older = pull_secret("older", 1, &json!({ "secretName": "pull", "namespaceSelector": {} }));
+        let mut older =
+            pull_secret("older", 1, &json!({ "secretName": "pull", "namespaceSelector": {} }));
         older.spec.registry_ref.name = "gone".to_owned();
-        let younger = pull_secret("younger", 2, &json!({ "secretName": "pull", "namespaceSelector": {} }));
-        let (known, all) = (|name: &str| (name == "home").then(|| open(name)).flatten(), [&older, &younger]);
+        let younger =
+            pull_secret("younger", 2, &json!({ "secretName": "pull", "namespaceSelector": {} }));
+        let (known, all) =
+            (|name: &str| (name == "home").then(|| open(name)).flatten(), [&older, &younger]);
         let there = [held("shop", "pull", &older), held("web", "pull", &younger)];
         let claimed = claims(&older, all, known, &namespaces, &there);
         assert_eq!(names(&claimed.served), ["shop"]);

@@ -7,8 +7,8 @@ use jiff::Timestamp;
 
 use super::annotations::HeldSecret;
 use crate::secrets::{
-    DesiredContent, SecretDeletion, SecretMark, SecretName, SecretOwner, SecretPlan, SecretWrite, WriteReason,
-    plan_secrets, write_reason,
+    DesiredContent, SecretDeletion, SecretMark, SecretName, SecretOwner, SecretPlan, SecretWrite,
+    WriteReason, plan_secrets, write_reason,
 };
 
 /// The desired and the current state.
@@ -59,9 +59,11 @@ pub(crate) struct Entry {
 
 /// Decides what to change.
 pub(crate) fn decide(inputs: &SecretInputs<'_>) -> Decision {
-    let wanted: BTreeSet<_> = inputs.served.iter().map(|namespace| inputs.secret(namespace)).collect();
+    let wanted: BTreeSet<_> =
+        inputs.served.iter().map(|namespace| inputs.secret(namespace)).collect();
     let differs = |it: &HeldSecret| it.service_accounts != *inputs.service_accounts;
-    let SecretPlan { delete, write } = plan_secrets(inputs.owner, &wanted, inputs.held, inputs.content(), differs);
+    let SecretPlan { delete, write } =
+        plan_secrets(inputs.owner, &wanted, inputs.held, inputs.content(), differs);
     let mut decision = Decision { delete, write, ..Decision::default() };
     let is_deleted = |secret: &SecretName| decision.delete.iter().any(|it| it.secret == *secret);
     let none = BTreeSet::new();
@@ -74,10 +76,8 @@ pub(crate) fn decide(inputs: &SecretInputs<'_>) -> Decision {
     }
     for SecretName { namespace, name } in wanted.iter().filter(|secret| !is_deleted(secret)) {
         let unnamed = |account: &&String| inputs.names(namespace, account, name) == Some(false);
-        decision.attach.extend(inputs.service_accounts.iter().filter(unnamed).map(|account| Entry {
-            namespace: namespace.clone(),
-            account: account.clone(),
-            secret: name.clone(),
+        decision.attach.extend(inputs.service_accounts.iter().filter(unnamed).map(|account| {
+            Entry { namespace: namespace.clone(), account: account.clone(), secret: name.clone() }
         }));
     }
     decision
@@ -89,7 +89,12 @@ impl SecretInputs<'_> {
     }
 
     fn content(&self) -> DesiredContent<'_> {
-        DesiredContent { source: self.source, digest: self.at_hand, requested: self.requested, now: self.now }
+        DesiredContent {
+            source: self.source,
+            digest: self.at_hand,
+            requested: self.requested,
+            now: self.now,
+        }
     }
 
     /// Returns the entries of a Secret in the accounts that have it because of us, except those in `stay`.
@@ -98,8 +103,11 @@ impl SecretInputs<'_> {
         let accounts = held.service_accounts.difference(stay);
         // An entry that the watch has not reported yet counts, too: nothing knows of the account later.
         let exists = |account: &&String| self.names(namespace, account, name).is_some();
-        let entry =
-            |account: &String| Entry { namespace: namespace.clone(), account: account.clone(), secret: name.clone() };
+        let entry = |account: &String| Entry {
+            namespace: namespace.clone(),
+            account: account.clone(),
+            secret: name.clone(),
+        };
         accounts.filter(exists).map(entry).collect()
     }
 
@@ -112,7 +120,9 @@ impl SecretInputs<'_> {
     /// Returns the service accounts that the Secret of a namespace records: those that should name it, and those that could
     /// not be detached. Nothing else remembers them.
     pub fn marks(&self, namespace: &str, undetached: &[Entry]) -> BTreeSet<String> {
-        let still = undetached.iter().filter(|it| it.namespace == namespace && it.secret == self.secret_name);
+        let still = undetached
+            .iter()
+            .filter(|it| it.namespace == namespace && it.secret == self.secret_name);
         self.service_accounts.iter().chain(still.map(|it| &it.account)).cloned().collect()
     }
 
@@ -121,7 +131,9 @@ impl SecretInputs<'_> {
     pub fn is_due(&self, write: &SecretWrite, undetached: &[Entry]) -> bool {
         let existing = || self.held.iter().find(|it| it.secret.name == write.secret);
         write.reason != WriteReason::Annotations
-            || existing().is_none_or(|it| it.service_accounts != self.marks(&write.secret.namespace, undetached))
+            || existing().is_none_or(|it| {
+                it.service_accounts != self.marks(&write.secret.namespace, undetached)
+            })
     }
 
     /// Returns whether the Secret of a namespace records that this service account names it because of us.
@@ -140,15 +152,18 @@ impl SecretInputs<'_> {
                 && it.name.name == self.secret_name
                 && self.served.contains(&it.name.namespace)
         });
-        let is_good =
-            |token: &SecretMark| self.source.is_none_or(|source| source == token.source) && token.expires_at > self.now;
-        own.filter_map(|it| Some((it.name.namespace.clone(), it.mark.clone()?))).partition(|(_, token)| is_good(token))
+        let is_good = |token: &SecretMark| {
+            self.source.is_none_or(|source| source == token.source) && token.expires_at > self.now
+        };
+        own.filter_map(|it| Some((it.name.namespace.clone(), it.mark.clone()?)))
+            .partition(|(_, token)| is_good(token))
     }
 
     /// Returns the reason to write an existing Secret, if there is one.
     pub fn write_reason(&self, existing: &HeldSecret) -> Option<WriteReason> {
         let differs = existing.service_accounts != *self.service_accounts;
-        write_reason(self.owner, Some(&existing.secret), self.content()).or(differs.then_some(WriteReason::Annotations))
+        write_reason(self.owner, Some(&existing.secret), self.content())
+            .or(differs.then_some(WriteReason::Annotations))
     }
 }
 
@@ -172,7 +187,12 @@ mod tests {
                 name: SecretName::new(namespace, "pull"),
                 uid: "u1".to_owned(),
                 owner: Some(owner("home")),
-                mark: Some(SecretMark { source, digest, expires_at: at(2 * renews_at), renews_at: at(renews_at) }),
+                mark: Some(SecretMark {
+                    source,
+                    digest,
+                    expires_at: at(2 * renews_at),
+                    renews_at: at(renews_at),
+                }),
                 has_type: true,
             },
             service_accounts: BTreeSet::new(),
@@ -207,7 +227,9 @@ mod tests {
     #[test]
     fn other_service_accounts_are_a_reason_to_write() {
         let named = HeldSecret { service_accounts: names(&["default"]), ..held("shop", 1001) };
-        for (service_accounts, expected) in [(["default"].as_slice(), None), (&[], Some(WriteReason::Annotations))] {
+        for (service_accounts, expected) in
+            [(["default"].as_slice(), None), (&[], Some(WriteReason::Annotations))]
+        {
             with_inputs(&["shop"], service_accounts, std::slice::from_ref(&named), |inputs| {
                 assert_eq!(inputs.write_reason(&named), expected);
                 assert_eq!(decide(inputs).write.first().map(|it| it.reason), expected);
@@ -228,15 +250,27 @@ mod tests {
             account: account.to_owned(),
             secret: secret.to_owned(),
         };
-        let still = [entry("shop", "builder", "pull"), entry("web", "late", "pull"), entry("shop", "old", "old-pull")];
-        let due = |reason| SecretWrite { secret: SecretName::new("shop", "pull"), uid: None, reason };
+        let still = [
+            entry("shop", "builder", "pull"),
+            entry("web", "late", "pull"),
+            entry("shop", "old", "old-pull"),
+        ];
+        let due =
+            |reason| SecretWrite { secret: SecretName::new("shop", "pull"), uid: None, reason };
         with_inputs(&["shop"], &["default"], &held, |inputs| {
             assert_eq!(inputs.marks("shop", &still), both);
             assert_eq!(inputs.marks("shop", &[]), names(&["default"]));
-            assert!(!inputs.is_due(&due(WriteReason::Annotations), &still), "it records that already");
+            assert!(
+                !inputs.is_due(&due(WriteReason::Annotations), &still),
+                "it records that already"
+            );
             assert!(inputs.is_due(&due(WriteReason::Annotations), &[]));
             assert!(inputs.is_due(&due(WriteReason::Renewal), &still));
-            assert!(inputs.records(&still[0]) && !inputs.records(&still[1]) && !inputs.records(&still[2]));
+            assert!(
+                inputs.records(&still[0])
+                    && !inputs.records(&still[1])
+                    && !inputs.records(&still[2])
+            );
         });
     }
 
@@ -248,7 +282,8 @@ mod tests {
         theirs.secret.owner = None;
         let held = [held("shop", 501), held("web", 500), theirs, elsewhere, held("left", 50)];
         with_inputs(&["shop", "web", "old", "elsewhere"], &[], &held, |inputs| {
-            let names = |tokens: BTreeMap<String, SecretMark>| tokens.into_keys().collect::<Vec<_>>();
+            let names =
+                |tokens: BTreeMap<String, SecretMark>| tokens.into_keys().collect::<Vec<_>>();
             let (good, spent) = inputs.tokens();
             assert_eq!(names(good), ["shop"]);
             assert_eq!(names(spent), ["elsewhere", "web"]);

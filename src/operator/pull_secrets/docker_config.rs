@@ -33,7 +33,8 @@ pub(crate) fn render(token: &AuthorizationToken) -> SecretString {
     let password = password.expose_secret();
     let encoded = BASE64.encode(format!("{user}:{password}"));
     let auth = Auth { username: user, password, auth: &encoded };
-    let config = DockerConfig { auths: hosts.iter().map(|host| (host.as_str(), auth.clone())).collect() };
+    let config =
+        DockerConfig { auths: hosts.iter().map(|host| (host.as_str(), auth.clone())).collect() };
     // Maps and strings always serialize.
     SecretString::from(serde_json::to_string(&config).unwrap_or_default())
 }
@@ -50,7 +51,9 @@ mod tests {
             user: "AWS".to_owned(),
             password: SecretString::from("s3cret"),
             expires_at: Timestamp::UNIX_EPOCH,
-            hosts: ["localhost:5000", "123456789012.dkr.ecr.eu-1.example.com"].map(str::to_owned).into(),
+            hosts: ["localhost:5000", "123456789012.dkr.ecr.eu-1.example.com"]
+                .map(str::to_owned)
+                .into(),
         };
         let content = render(&token);
         insta::assert_snapshot!(content.expose_secret(), @r#"{"auths":{"123456789012.dkr.ecr.eu-1.example.com":{"username":"AWS","password":"s3cret","auth":"QVdTOnMzY3JldA=="},"localhost:5000":{"username":"AWS","password":"s3cret","auth":"QVdTOnMzY3JldA=="}}}"#);

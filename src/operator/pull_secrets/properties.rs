@@ -7,7 +7,9 @@ use proptest::prelude::*;
 
 use super::annotations::HeldSecret;
 use super::decide::{Decision, Entry, SecretInputs, decide};
-use crate::secrets::{OwnedSecret, SecretDeletion, SecretMark, SecretName, SecretOwner, SecretWrite};
+use crate::secrets::{
+    OwnedSecret, SecretDeletion, SecretMark, SecretName, SecretOwner, SecretWrite,
+};
 
 const NAMESPACES: [&str; 4] = ["a", "b", "c", "d"];
 const ACCOUNTS: [&str; 3] = ["default", "builder", "runner"];
@@ -73,13 +75,19 @@ fn cluster() -> impl Strategy<Value = Cluster> {
         (proptest::sample::select(&NAMESPACES), proptest::sample::select(&ACCOUNTS)),
         proptest::sample::subsequence(&["pull", "old-pull", "theirs"], 0..=3),
     );
-    (proptest::collection::vec(held(), 0..8), proptest::collection::vec(account, 0..10)).prop_map(|(held, accounts)| {
-        let places: BTreeMap<_, _> = held.into_iter().map(|held| (held.secret.name.clone(), held)).collect();
-        let accounts = accounts.into_iter().map(|((namespace, account), names)| {
-            ((namespace.to_owned(), account.to_owned()), names.into_iter().map(str::to_owned).collect())
-        });
-        Cluster { held: places.into_values().collect(), accounts: accounts.collect() }
-    })
+    (proptest::collection::vec(held(), 0..8), proptest::collection::vec(account, 0..10)).prop_map(
+        |(held, accounts)| {
+            let places: BTreeMap<_, _> =
+                held.into_iter().map(|held| (held.secret.name.clone(), held)).collect();
+            let accounts = accounts.into_iter().map(|((namespace, account), names)| {
+                (
+                    (namespace.to_owned(), account.to_owned()),
+                    names.into_iter().map(str::to_owned).collect(),
+                )
+            });
+            Cluster { held: places.into_values().collect(), accounts: accounts.collect() }
+        },
+    )
 }
 
 fn wanted() -> impl Strategy<Value = Wanted> {
@@ -114,7 +122,11 @@ impl Cluster {
         }
         for SecretWrite { secret, uid, reason: _ } in write {
             let place = self.held.iter().position(|held| held.secret.name == *secret);
-            assert_eq!(place.map(|index| &self.held[index].secret.uid), uid.as_ref(), "another Secret is overwritten");
+            assert_eq!(
+                place.map(|index| &self.held[index].secret.uid),
+                uid.as_ref(),
+                "another Secret is overwritten"
+            );
             place.map(|index| self.held.remove(index));
             self.held.push(HeldSecret {
                 secret: OwnedSecret {
@@ -136,10 +148,16 @@ impl Cluster {
 
     /// Returns what the PullSecret must not change.
     fn of_others(&self, wanted: &Wanted) -> (Vec<HeldSecret>, Vec<String>) {
-        let wants = |SecretName { namespace, name }: &SecretName| name == "pull" && wanted.served.contains(namespace);
-        let foreign = |held: &&HeldSecret| held.secret.owner != Some(owner("home")) && !wants(&held.secret.name);
-        let names =
-            self.accounts.iter().map(|(place, names)| format!("{place:?} {}", names.contains(&"theirs".to_owned())));
+        let wants = |SecretName { namespace, name }: &SecretName| {
+            name == "pull" && wanted.served.contains(namespace)
+        };
+        let foreign = |held: &&HeldSecret| {
+            held.secret.owner != Some(owner("home")) && !wants(&held.secret.name)
+        };
+        let names = self
+            .accounts
+            .iter()
+            .map(|(place, names)| format!("{place:?} {}", names.contains(&"theirs".to_owned())));
         (self.held.iter().filter(foreign).cloned().collect(), names.collect())
     }
 }

@@ -54,7 +54,11 @@ impl Issued {
 }
 
 /// Returns why a token cannot be used yet: the registry does not report `host`, the host that its Registry wants.
-pub(crate) fn not_yet(token: &AuthorizationToken, host: Option<&str>, registry: &str) -> Option<Cause> {
+pub(crate) fn not_yet(
+    token: &AuthorizationToken,
+    host: Option<&str>,
+    registry: &str,
+) -> Option<Cause> {
     let host = host.filter(|host| !token.hosts.contains(*host))?;
     let message = format!(
         "Registry {registry} doesn't say yet that it is at {host}: its Pods are being replaced, and are asked again until then"
@@ -95,19 +99,29 @@ mod tests {
         let why = not_yet(&token, Some("new.example.com:8443"), "home").unwrap();
         assert_eq!(why.reason, Reason::RegistryNotReady);
         assert!(
-            why.message.starts_with("Registry home doesn't say yet that it is at new.example.com:8443:"),
+            why.message
+                .starts_with("Registry home doesn't say yet that it is at new.example.com:8443:"),
             "{why:?}"
         );
         assert_eq!(not_yet(&token, Some("old.example.com"), "home"), None);
-        assert_eq!(not_yet(&token, None, "home"), None, "where the Registry doesn't say, the registry is right");
+        assert_eq!(
+            not_yet(&token, None, "home"),
+            None,
+            "where the Registry doesn't say, the registry is right"
+        );
     }
 
     #[test]
     fn a_token_is_used_only_for_the_registry_that_issued_it() {
         let at = |second| Timestamp::from_second(second).unwrap();
-        let mark =
-            SecretMark { source: "home".to_owned(), digest: "d".to_owned(), expires_at: at(2000), renews_at: at(1000) };
-        let issued = Issued { content: SecretString::from("c"), mark, registry_client: 1, asked: None };
+        let mark = SecretMark {
+            source: "home".to_owned(),
+            digest: "d".to_owned(),
+            expires_at: at(2000),
+            renews_at: at(1000),
+        };
+        let issued =
+            Issued { content: SecretString::from("c"), mark, registry_client: 1, asked: None };
         assert!(issued.serves(Some("home"), at(999)));
         assert!(!issued.serves(Some("home"), at(1000)), "it is to be renewed");
         assert!(!issued.serves(Some("other"), at(999)));

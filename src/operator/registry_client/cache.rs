@@ -73,9 +73,9 @@ impl<T: CachedObject> ObjectCache<T> {
     /// Replaces the entries by those of another cache, and shares their locks with it.
     pub(super) fn share(&self, other: &Self) {
         let theirs = other.entries();
-        let entries = theirs
-            .iter()
-            .map(|(key, it)| (key.clone(), CacheEntry { value: Arc::clone(&it.value), summary: it.summary.clone() }));
+        let entries = theirs.iter().map(|(key, it)| {
+            (key.clone(), CacheEntry { value: Arc::clone(&it.value), summary: it.summary.clone() })
+        });
         let entries = entries.collect();
         drop(theirs);
         *self.entries() = entries;
@@ -165,7 +165,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_shared_cache_shares_the_locks() {
-        let (one, other): (Arc<ObjectCache<Counter>>, Arc<ObjectCache<Counter>>) = (Arc::default(), Arc::default());
+        let (one, other): (Arc<ObjectCache<Counter>>, Arc<ObjectCache<Counter>>) =
+            (Arc::default(), Arc::default());
         for key in &keys() {
             one.lock(key).await.0 = 7;
         }

@@ -63,11 +63,17 @@ impl LockedDocuments<'_> {
     ///
     /// # Errors
     /// When the registry is unavailable.
-    pub async fn observe(&self, desired: &DesiredSettings) -> Result<ObservedSettings, RegistryError> {
+    pub async fn observe(
+        &self,
+        desired: &DesiredSettings,
+    ) -> Result<ObservedSettings, RegistryError> {
         let mut observed = ObservedSettings::default();
         let result = self.registry_client.ask(async {
             observed = observe_settings(self.registry_client.ecr(), desired).await;
-            observed.errors().find(|it| is_unavailable(it)).map_or(Ok(()), |error| Err(error.clone()))
+            observed
+                .errors()
+                .find(|it| is_unavailable(it))
+                .map_or(Ok(()), |error| Err(error.clone()))
         });
         match result.await {
             Err(error @ RegistryError::Unavailable(_)) => Err(error),
@@ -103,7 +109,8 @@ mod tests {
     async fn client(endpoint: &str, account: &str) -> RegistryClient {
         let (region, key) = ("eu-home-1".parse().unwrap(), SecretString::from("secret"));
         let connection = Connection::with_key(endpoint.to_owned(), region, "AKIA".to_owned(), key);
-        let client = RegistryClient::new("home", Ecr::new(connection, None).await.unwrap(), 1, || {});
+        let client =
+            RegistryClient::new("home", Ecr::new(connection, None).await.unwrap(), 1, || {});
         client.found(PLACE, account);
         client
     }
@@ -111,12 +118,15 @@ mod tests {
     #[tokio::test]
     async fn documents_of_one_registry_are_locked_for_all_its_registries() {
         let clients = RegistryClients::default();
-        let (one, alias) = (client("http://127.0.0.1:9", "1").await, client("http://127.0.0.1:9", "1").await);
+        let (one, alias) =
+            (client("http://127.0.0.1:9", "1").await, client("http://127.0.0.1:9", "1").await);
         let other = client("http://127.0.0.1:9", "2").await;
-        let (policy, scanning) = (RegistryDocument::Policy, RegistryDocument::ScanningConfiguration);
+        let (policy, scanning) =
+            (RegistryDocument::Policy, RegistryDocument::ScanningConfiguration);
         let locked = clients.lock_documents(&one, vec![policy, policy]).await;
         assert!(locked.is_some());
-        let waits = |client, documents| clients.lock_documents(client, documents).now_or_never().is_none();
+        let waits =
+            |client, documents| clients.lock_documents(client, documents).now_or_never().is_none();
         assert!(waits(&alias, vec![scanning, policy]), "the policy is locked");
         assert!(!waits(&alias, vec![scanning]), "another document");
         assert!(!waits(&other, vec![policy]), "another account's");
@@ -128,12 +138,20 @@ mod tests {
     async fn a_registry_without_an_identity_gets_no_lock() {
         let connection = client("http://127.0.0.1:9", "1").await.ecr;
         let unknown = RegistryClient::new("home", connection, 1, || {});
-        assert!(RegistryClients::default().lock_documents(&unknown, vec![RegistryDocument::Policy]).await.is_none());
+        assert!(
+            RegistryClients::default()
+                .lock_documents(&unknown, vec![RegistryDocument::Policy])
+                .await
+                .is_none()
+        );
     }
 
     /// A registry with the account settings A and B.
     async fn registry() -> FakeEcr {
-        let settings = Mutex::new(BTreeMap::from([("A".to_owned(), "0".to_owned()), ("B".to_owned(), "0".to_owned())]));
+        let settings = Mutex::new(BTreeMap::from([
+            ("A".to_owned(), "0".to_owned()),
+            ("B".to_owned(), "0".to_owned()),
+        ]));
         fake_ecr(move |_, asked| {
             let body: Value = serde_json::from_str(&asked.body).unwrap();
             let name = body["name"].as_str().unwrap_or_default().to_owned();
@@ -154,12 +172,16 @@ mod tests {
     async fn writers_of_one_document_keep_each_others_entries() {
         let registry = registry().await;
         let clients = RegistryClients::default();
-        let (one, alias) = (client(&registry.endpoint, "1").await, client(&registry.endpoint, "1").await);
+        let (one, alias) =
+            (client(&registry.endpoint, "1").await, client(&registry.endpoint, "1").await);
         let write = async |client, name: &str| {
             let account_settings = BTreeMap::from([(name.to_owned(), "1".to_owned())]);
             let settings = DesiredSettings { account_settings, ..DesiredSettings::default() };
             let locked = clients.lock_documents(client, settings.documents()).await.unwrap();
-            let observed = Observed { settings: locked.observe(&settings).await.unwrap(), ..Observed::default() };
+            let observed = Observed {
+                settings: locked.observe(&settings).await.unwrap(),
+                ..Observed::default()
+            };
             let steps = plan(&Desired { settings, ..Desired::default() }, &observed).steps;
             for step in &steps {
                 locked.execute(step).await.unwrap();
@@ -167,7 +189,11 @@ mod tests {
             steps.len()
         };
         assert_eq!(futures::join!(write(&one, "A"), write(&alias, "B")), (1, 1));
-        assert_eq!(futures::join!(write(&one, "A"), write(&alias, "B")), (0, 0), "both entries are there");
+        assert_eq!(
+            futures::join!(write(&one, "A"), write(&alias, "B")),
+            (0, 0),
+            "both entries are there"
+        );
         assert_eq!(registry.count("PutAccountSetting"), 2);
     }
 }

@@ -91,8 +91,13 @@ impl CircuitBreaker {
 
     /// Records a failure. Of concurrent requests only the first failure counts.
     pub(super) fn failed(&mut self, now: Instant, at: Timestamp, message: String) -> Unavailable {
-        let down =
-            self.down.get_or_insert(Outage { since: at, failures: 0, next: now, probed: true, message: String::new() });
+        let down = self.down.get_or_insert(Outage {
+            since: at,
+            failures: 0,
+            next: now,
+            probed: true,
+            message: String::new(),
+        });
         if down.probed {
             down.failures = down.failures.saturating_add(1);
             down.next = now + pause(down.failures);
@@ -121,7 +126,10 @@ impl RegistryClient {
     ///
     /// # Errors
     /// When the registry is unavailable or rejects the request.
-    pub async fn ask<T>(&self, request: impl Future<Output = Result<T, ApiError>>) -> Result<T, RegistryError> {
+    pub async fn ask<T>(
+        &self,
+        request: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, RegistryError> {
         let is_probe = self.health().admit(Instant::now()).map_err(RegistryError::Unavailable)?;
         if is_probe {
             // The request may be one that always fails, so it is not the probe itself.
@@ -163,7 +171,11 @@ impl RegistryClient {
                     _ => error.to_string(),
                 };
                 tracing::debug!(registry = self.name, message, "registry unavailable");
-                Err(RegistryError::Unavailable(self.health().failed(Instant::now(), Timestamp::now(), message)))
+                Err(RegistryError::Unavailable(self.health().failed(
+                    Instant::now(),
+                    Timestamp::now(),
+                    message,
+                )))
             }
             answer => {
                 self.answered();

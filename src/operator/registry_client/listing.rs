@@ -43,9 +43,15 @@ impl<L> Listings<L> {
     /// Returns the listing or the rejection that serves a caller who asked at `asked`, for a listing at most this old or one that
     /// began since. A rejection serves the callers that waited for it and, for a pause, everybody who does not want a new one
     /// now, because each attempt may take as long as the timeout.
-    pub(super) fn serve(&self, asked: Instant, max_age: Duration) -> Option<Result<Arc<Snapshot<L>>, RegistryError>> {
+    pub(super) fn serve(
+        &self,
+        asked: Instant,
+        max_age: Duration,
+    ) -> Option<Result<Arc<Snapshot<L>>, RegistryError>> {
         let now = Instant::now();
-        if let Some(last) = self.last.as_ref().filter(|it| it.at >= asked || now.duration_since(it.at) < max_age) {
+        if let Some(last) =
+            self.last.as_ref().filter(|it| it.at >= asked || now.duration_since(it.at) < max_age)
+        {
             return Some(Ok(Arc::clone(last)));
         }
         let NotListed { at, times, error } = self.refused.as_ref()?;
@@ -98,10 +104,15 @@ impl<L> SharedListing<L> {
         match registry_client.ask(list).await {
             Ok(objects) => {
                 let new = Arc::new(Snapshot { at, objects });
-                let before =
-                    std::mem::replace(&mut *self.listings(), Listings { last: Some(Arc::clone(&new)), refused: None });
+                let before = std::mem::replace(
+                    &mut *self.listings(),
+                    Listings { last: Some(Arc::clone(&new)), refused: None },
+                );
                 if before.refused.is_some() {
-                    tracing::info!(registry = registry_client.name, "the registry lists its repositories again");
+                    tracing::info!(
+                        registry = registry_client.name,
+                        "the registry lists its repositories again"
+                    );
                     (registry_client.recovered)();
                 }
                 Ok(new)
@@ -109,11 +120,14 @@ impl<L> SharedListing<L> {
             Err(RegistryError::Rejected(error)) => {
                 let mut listings = self.listings();
                 let times = listings.refused.as_ref().map_or(0, |it| it.times).saturating_add(1);
-                listings.refused = Some(NotListed { at: Instant::now(), times, error: error.clone() });
+                listings.refused =
+                    Some(NotListed { at: Instant::now(), times, error: error.clone() });
                 Err(RegistryError::Rejected(error))
             }
             // The other callers learn of that from the circuit breaker.
-            Err(RegistryError::Unavailable(unavailable)) => Err(RegistryError::Unavailable(unavailable)),
+            Err(RegistryError::Unavailable(unavailable)) => {
+                Err(RegistryError::Unavailable(unavailable))
+            }
         }
     }
 
@@ -129,7 +143,10 @@ impl<L> SharedListing<L> {
 
 impl RegistryClient {
     /// Returns a listing of the repositories that is at most this old.
-    pub(super) async fn listing(&self, max_age: Duration) -> Result<Arc<Snapshot<Listing>>, RegistryError> {
+    pub(super) async fn listing(
+        &self,
+        max_age: Duration,
+    ) -> Result<Arc<Snapshot<Listing>>, RegistryError> {
         let list = async {
             let at = Instant::now();
             let listed = list(&self.ecr).await?;
@@ -145,9 +162,11 @@ impl RegistryClient {
 
     /// Removes repositories from the cache that are no longer listed and not locked.
     fn forget_deleted(&self, listed: &Listing, at: Instant) {
-        let is_listed = |key: &ObjectKey| key.repository().is_some_and(|name| listed.contains_key(name));
+        let is_listed =
+            |key: &ObjectKey| key.repository().is_some_and(|name| listed.contains_key(name));
         self.repositories.entries().retain(|key, entry| {
-            let is_newer = || entry.is_locked_or(|it| it.listed.as_ref().is_some_and(|(when, _)| *when >= at));
+            let is_newer =
+                || entry.is_locked_or(|it| it.listed.as_ref().is_some_and(|(when, _)| *when >= at));
             is_listed(key) || is_newer()
         });
     }

@@ -7,7 +7,9 @@ use super::RegistryClient;
 use super::cache::{CachedObject, LockedObject};
 use super::health::RegistryError;
 use super::rotation::{Freshness, RefreshDue};
-use wharfage_apply::{ImageUsage, Listed, RepositoryNeeds, execute, find, observe_repository, usage};
+use wharfage_apply::{
+    ImageUsage, Listed, RepositoryNeeds, execute, find, observe_repository, usage,
+};
 use wharfage_domain::names::RepositoryName;
 use wharfage_plan::model::ObservedRepository;
 use wharfage_plan::ownership::{LifecycleOwner, Ownership};
@@ -49,7 +51,10 @@ impl CachedObject for CachedRepository {
 
     fn summary(&self) -> RepositorySummary {
         let tags = self.read.as_ref().map(|read| &read.observed.tags);
-        RepositorySummary { lifecycle: tags.and_then(LifecycleOwner::read), usage: self.usage.clone() }
+        RepositorySummary {
+            lifecycle: tags.and_then(LifecycleOwner::read),
+            usage: self.usage.clone(),
+        }
     }
 }
 
@@ -121,13 +126,18 @@ impl LockedRepository {
         let needs = needs.and(self.known.needs);
         self.known.needs = needs;
         let at = Instant::now();
-        let answer =
-            self.registry_client.ask(observe_repository(&self.registry_client.ecr, &self.name, listed, needs)).await?;
+        let answer = self
+            .registry_client
+            .ask(observe_repository(&self.registry_client.ecr, &self.name, listed, needs))
+            .await?;
         self.known.read = answer.clone().map(|observed| {
             // The parts that the tags record were read in any case.
             let Ownership { manages, lifecycle, .. } = Ownership::read(&observed.tags);
-            let read =
-                RepositoryNeeds { policy: manages.policy, lifecycle_policy: lifecycle.is_some(), preview: false };
+            let read = RepositoryNeeds {
+                policy: manages.policy,
+                lifecycle_policy: lifecycle.is_some(),
+                preview: false,
+            };
             CachedRead { due: RefreshDue::of(at), needs: needs.and(read), observed }
         });
         if answer.is_none() {
@@ -163,7 +173,9 @@ impl LockedRepository {
     pub fn as_listed(&self) -> Option<Listed> {
         let listing = self.registry_client.last_listing();
         match &self.known.listed {
-            Some((at, listed)) if listing.as_ref().is_none_or(|listing| listing.at <= *at) => listed.clone(),
+            Some((at, listed)) if listing.as_ref().is_none_or(|listing| listing.at <= *at) => {
+                listed.clone()
+            }
             _ => listing?.objects.get(&self.name).cloned()?.ok(),
         }
     }
@@ -182,7 +194,11 @@ impl LockedRepository {
                 let observed = ObservedRepository::created(created.arn.clone(), call);
                 // Its whole state is known, because it was created just now.
                 let needs = RepositoryNeeds { policy: true, lifecycle_policy: true, preview: true };
-                known.read = observed.map(|observed| CachedRead { due: RefreshDue::of(at), needs, observed });
+                known.read = observed.map(|observed| CachedRead {
+                    due: RefreshDue::of(at),
+                    needs,
+                    observed,
+                });
                 known.usage = Some((RefreshDue::of(at), ImageUsage::default()));
                 listed = Some(created);
             } else if let RepositoryCall::DeleteRepository { .. } = call {
@@ -195,7 +211,8 @@ impl LockedRepository {
                 }
             }
         };
-        let outcome = registry_client.ask(execute(&registry_client.ecr, step, None, remember)).await;
+        let outcome =
+            registry_client.ask(execute(&registry_client.ecr, step, None, remember)).await;
         if outcome.is_ok() {
             known.listed = Some((at, listed));
         } else {
@@ -217,7 +234,8 @@ impl LockedRepository {
             return Ok(usage.clone());
         }
         let at = Instant::now();
-        let counted = self.registry_client.ask(usage(&self.registry_client.ecr, &self.name)).await?;
+        let counted =
+            self.registry_client.ask(usage(&self.registry_client.ecr, &self.name)).await?;
         self.known.usage = Some((RefreshDue::of(at), counted.clone()));
         Ok(counted)
     }

@@ -63,7 +63,12 @@ impl std::fmt::Debug for RegistryClient {
 
 impl RegistryClient {
     /// Creates a client without calling the registry. `recovered` is called when an unreachable registry answers again.
-    pub fn new(name: &str, ecr: Ecr, fingerprint: u64, recovered: impl Fn() + Send + Sync + 'static) -> Self {
+    pub fn new(
+        name: &str,
+        ecr: Ecr,
+        fingerprint: u64,
+        recovered: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
         Self {
             name: name.to_owned(),
             ecr,
@@ -101,7 +106,8 @@ impl RegistryClient {
     /// Returns the cached repositories whose lifecycle policy has such an owner.
     pub fn governed_by(&self, owner: impl Fn(&LifecycleOwner) -> bool) -> Vec<RepositoryName> {
         let entries = self.repositories.entries();
-        let governed = entries.iter().filter(|(_, it)| it.summary.lifecycle.as_ref().is_some_and(&owner));
+        let governed =
+            entries.iter().filter(|(_, it)| it.summary.lifecycle.as_ref().is_some_and(&owner));
         governed.filter_map(|(key, _)| key.repository().cloned()).collect()
     }
 
@@ -121,7 +127,9 @@ impl RegistryClient {
     /// listing is read again, because it shows which repositories still exist.
     pub async fn take_over(&self, other: &Self, place: &str) {
         let Some((its_place, account)) = other.registry() else { return };
-        if its_place == place && self.ask(registry_id(&self.ecr)).await.is_ok_and(|answered| answered == *account) {
+        if its_place == place
+            && self.ask(registry_id(&self.ecr)).await.is_ok_and(|answered| answered == *account)
+        {
             self.repositories.share(&other.repositories);
         }
     }

@@ -49,7 +49,8 @@ pub(super) fn most_overdue(
     rotation: u32,
     limit: usize,
 ) -> Vec<ObjectKey> {
-    let is_due = |due: &Option<RefreshDue>| due.is_none_or(|due| due.is_over(now, interval, rotation));
+    let is_due =
+        |due: &Option<RefreshDue>| due.is_none_or(|due| due.is_over(now, interval, rotation));
     let due = objects.filter(|(_, due)| is_due(due)).map(|(key, due)| (due.map(|it| it.at), key));
     let mut due: Vec<_> = due.collect();
     due.sort_unstable();
@@ -68,7 +69,11 @@ mod tests {
             let now = start + interval * intervals;
             values.iter().filter(|due| due.is_over(now, interval, rotation)).count()
         };
-        assert_eq!((over(24, 50), over(50, 50)), (0, 5000), "not before half a rotation, and all within one");
+        assert_eq!(
+            (over(24, 50), over(50, 50)),
+            (0, 5000),
+            "not before half a rotation, and all within one"
+        );
         let most = (25..50).map(|it| over(it + 1, 50) - over(it, 50)).max().unwrap();
         assert!(most < READS_PER_INTERVAL * 3, "{most} in one interval");
         assert_eq!((over(0, 1), over(1, 1)), (0, 5000), "few are read every interval");
@@ -78,9 +83,12 @@ mod tests {
     fn the_longest_unread_objects_of_any_kind_come_first() {
         let (now, minute) = (Instant::now(), Duration::from_secs(60));
         let ago = |minutes: u32| now.checked_sub(minute * minutes).map(RefreshDue::of);
-        let (hub, role) = (ObjectKey::PullThroughCacheRule("hub".into()), ObjectKey::Role("ci".into()));
-        let (new, user) = (ObjectKey::RepositoryCreationTemplate("new".into()), ObjectKey::User("bot".into()));
-        let objects = [(hub.clone(), ago(3)), (role.clone(), ago(9)), (user, ago(0)), (new.clone(), None)];
+        let (hub, role) =
+            (ObjectKey::PullThroughCacheRule("hub".into()), ObjectKey::Role("ci".into()));
+        let (new, user) =
+            (ObjectKey::RepositoryCreationTemplate("new".into()), ObjectKey::User("bot".into()));
+        let objects =
+            [(hub.clone(), ago(3)), (role.clone(), ago(9)), (user, ago(0)), (new.clone(), None)];
         let due = |limit| most_overdue(objects.iter().cloned(), now, minute, 1, limit);
         assert_eq!(due(9), [new.clone(), role.clone(), hub]);
         assert_eq!(due(2), [new, role]);

@@ -58,7 +58,12 @@ async fn registry(
 /// A client of the ECR API at this URL.
 async fn client(endpoint: &str) -> Ecr {
     let region = "eu-home-1".parse().unwrap();
-    let connection = Connection::with_key(endpoint.to_owned(), region, "AKIA".to_owned(), SecretString::from("secret"));
+    let connection = Connection::with_key(
+        endpoint.to_owned(),
+        region,
+        "AKIA".to_owned(),
+        SecretString::from("secret"),
+    );
     Ecr::new(connection, None).await.unwrap()
 }
 
@@ -79,7 +84,8 @@ async fn one_caller_lists_for_all() {
     let registry = registry(
         || vec!["aa".to_owned()],
         move |asked| {
-            let refused = asked.operation == "DescribeRepositories" && refusals.load(Ordering::SeqCst) > 0;
+            let refused =
+                asked.operation == "DescribeRepositories" && refusals.load(Ordering::SeqCst) > 0;
             refused.then_some("AccessDeniedException")
         },
     )
@@ -91,7 +97,8 @@ async fn one_caller_lists_for_all() {
             recoveries.fetch_add(1, Ordering::SeqCst);
         }
     };
-    let registry_client = Arc::new(RegistryClient::new("home", client(&registry.endpoint).await, 1, recovered));
+    let registry_client =
+        Arc::new(RegistryClient::new("home", client(&registry.endpoint).await, 1, recovered));
     let names: Vec<String> = (0..32).map(|number| format!("shop/{number}")).collect();
     let results = join_all(names.iter().map(|name| exists(&registry_client, name))).await;
     assert!(
@@ -105,7 +112,10 @@ async fn one_caller_lists_for_all() {
     let listed = join_all((0..8).map(|_| registry_client.totals(Duration::ZERO))).await;
     assert!(listed.iter().all(Result::is_ok), "a caller that wants a new listing gets one");
     let asked = registry.count("DescribeRepositories");
-    assert!(asked <= 3, "{asked}: what had begun when they asked does not serve them, the next serves all");
+    assert!(
+        asked <= 3,
+        "{asked}: what had begun when they asked does not serve them, the next serves all"
+    );
     assert_eq!(recoveries.load(Ordering::SeqCst), 1);
     assert!(exists(&registry_client, "aa").await.unwrap());
     assert_eq!(registry.count("DescribeRepositories"), asked);
@@ -120,13 +130,21 @@ fn a_rejected_listing_serves_longer_each_time() {
         let refused = Some(NotListed { at: ago(seconds), times, error });
         Listings::<Listing> { last: None, refused }.serve(start, max_age).is_some()
     };
-    assert!(!serves(1, 2, HOUR) && serves(3, 2, HOUR) && !serves(3, 5, HOUR) && serves(99, 50, HOUR));
+    assert!(
+        !serves(1, 2, HOUR) && serves(3, 2, HOUR) && !serves(3, 5, HOUR) && serves(99, 50, HOUR)
+    );
     assert!(!serves(99, 70, HOUR), "for a minute at most");
     assert!(!serves(99, 2, Duration::ZERO), "not those that want it now");
     let old = Some(Arc::new(Snapshot { at: ago(60), objects: Listing::new() }));
     let listings = Listings { last: old, refused: None };
-    assert!(listings.serve(start, HOUR).is_some() && listings.serve(start, Duration::from_secs(30)).is_none());
-    assert!(listings.serve(ago(90), Duration::from_secs(30)).is_some(), "it began after that was asked");
+    assert!(
+        listings.serve(start, HOUR).is_some()
+            && listings.serve(start, Duration::from_secs(30)).is_none()
+    );
+    assert!(
+        listings.serve(ago(90), Duration::from_secs(30)).is_some(),
+        "it began after that was asked"
+    );
 }
 
 #[tokio::test]
@@ -148,14 +166,20 @@ async fn a_rejected_change_affects_one_repository() {
         };
         let step = Step {
             action: Action::Create,
-            object: Object { kind: "Repository", namespace: "team".to_owned(), name: "bb".to_owned() },
+            object: Object {
+                kind: "Repository",
+                namespace: "team".to_owned(),
+                name: "bb".to_owned(),
+            },
             key: ObjectKey::Repository("bb".parse().unwrap()),
             arn: None,
             changes: Vec::new(),
             calls: vec![create.into()],
         };
         let outcome = registry_client.repository(&"bb".parse().unwrap()).await.execute(&step).await;
-        assert!(matches!(outcome, Err(RegistryError::Rejected(error)) if error.name == "LimitExceededException"));
+        assert!(
+            matches!(outcome, Err(RegistryError::Rejected(error)) if error.name == "LimitExceededException")
+        );
         assert!(exists(&registry_client, "aa").await.unwrap());
         let asked = registry.asked();
         let (found, listed): (Vec<_>, Vec<_>) = asked
@@ -174,8 +198,13 @@ async fn a_rejected_change_affects_one_repository() {
 #[tokio::test]
 async fn images_without_a_resource_are_counted_in_rotation() {
     let names: Vec<String> = (0..25).map(|number| format!("shop/{number}")).collect();
-    let denied = |asked: &Asked| asked.operation == "DescribeImages" && asked.body.contains("\"shop/7\"");
-    let registry = registry(move || names.clone(), move |asked| denied(asked).then_some("AccessDeniedException")).await;
+    let denied =
+        |asked: &Asked| asked.operation == "DescribeImages" && asked.body.contains("\"shop/7\"");
+    let registry = registry(
+        move || names.clone(),
+        move |asked| denied(asked).then_some("AccessDeniedException"),
+    )
+    .await;
     let registry_client = registry_client(&registry).await;
     // A count by its own resource, too.
     assert!(exists(&registry_client, "shop/0").await.unwrap());
@@ -187,14 +216,21 @@ async fn images_without_a_resource_are_counted_in_rotation() {
         if minute != 1 {
             *registry_client.counting.lock().unwrap() = then;
         }
-        let Totals { repositories, images, all_counted } = registry_client.totals(HOUR).await.unwrap();
+        let Totals { repositories, images, all_counted } =
+            registry_client.totals(HOUR).await.unwrap();
         assert_eq!((repositories, images.bytes), (25, images.images * 10));
         counts.push((registry.count("DescribeImages"), images.images, all_counted));
     }
     // Ten in a minute, of which one is refused; nothing at once after that; and each once.
     assert_eq!(
         counts,
-        [(11, counts[0].1, false), (11, counts[0].1, false), (21, counts[2].1, false), (25, 24, true), (25, 24, true)]
+        [
+            (11, counts[0].1, false),
+            (11, counts[0].1, false),
+            (21, counts[2].1, false),
+            (25, 24, true),
+            (25, 24, true)
+        ]
     );
     assert_eq!(registry.count("DescribeRepositories"), 1);
 }
@@ -252,7 +288,8 @@ fn an_unreachable_registry_is_called_once_per_pause() {
 
 #[tokio::test]
 async fn a_locked_repository_keeps_its_summary() {
-    let registry_client = Arc::new(RegistryClient::new("home", client("http://127.0.0.1:9").await, 1, || {}));
+    let registry_client =
+        Arc::new(RegistryClient::new("home", client("http://127.0.0.1:9").await, 1, || {}));
     let name = "shop/api".parse().unwrap();
     let usage = ImageUsage { images: 3, ..ImageUsage::default() };
 

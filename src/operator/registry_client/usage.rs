@@ -44,7 +44,8 @@ impl RegistryClient {
         let listing = self.listing(max_age).await?;
         self.count(&listing.objects).await;
         let entries = self.repositories.entries();
-        let is_counted = |key: ObjectKey| entries.get(&key).is_some_and(|it| it.summary.usage.is_some());
+        let is_counted =
+            |key: ObjectKey| entries.get(&key).is_some_and(|it| it.summary.usage.is_some());
         let all_counted = listing.objects.keys().cloned().all(|name| is_counted(name.into()));
         drop(entries);
         Ok(Totals { repositories: listing.objects.len(), images: self.counted(), all_counted })
@@ -88,7 +89,8 @@ impl RegistryClient {
         let rotation = self.rotation();
         let entries = self.repositories.entries();
         let objects = listed.keys().cloned().map(ObjectKey::from).map(|key| {
-            let due = entries.get(&key).and_then(|it| it.summary.usage.as_ref()).map(|(due, _)| *due);
+            let due =
+                entries.get(&key).and_then(|it| it.summary.usage.as_ref()).map(|(due, _)| *due);
             (key, due)
         });
         most_overdue(objects, now, DEFAULT_INTERVAL, rotation, most)
@@ -101,7 +103,8 @@ mod tests {
 
     #[test]
     fn counts_stay_within_the_rotation() {
-        let counted = [0, 5, 6, 60, 600, 86_400].map(|seconds| allowance(Duration::from_secs(seconds)));
+        let counted =
+            [0, 5, 6, 60, 600, 86_400].map(|seconds| allowance(Duration::from_secs(seconds)));
         assert_eq!(counted, [0, 0, 1, 10, READS_PER_INTERVAL, READS_PER_INTERVAL]);
     }
 }

@@ -61,7 +61,10 @@ mod tests {
     use crate::secrets::SecretName;
 
     fn content(values: impl IntoIterator<Item = (String, ByteString)>) -> SecretContent {
-        SecretContent::new(SecretName::new("n", "s"), values.into_iter().map(|(key, value)| (key, value.0)))
+        SecretContent::new(
+            SecretName::new("n", "s"),
+            values.into_iter().map(|(key, value)| (key, value.0)),
+        )
     }
 
     #[test]
@@ -77,6 +80,9 @@ mod tests {
     fn half_an_access_key_is_an_error_that_names_the_other_half() {
         let half = KeyPair { id: "AKIA".to_owned(), secret: SecretString::from(" ") };
         let error = KeyPair::read(&content(half.data())).unwrap_err();
-        assert_eq!(error.to_string(), "Secret n/s must have a key AWS_SECRET_ACCESS_KEY with text in it");
+        assert_eq!(
+            error.to_string(),
+            "Secret n/s must have a key AWS_SECRET_ACCESS_KEY with text in it"
+        );
     }
 }

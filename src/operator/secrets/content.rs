@@ -56,7 +56,8 @@ impl SecretContent {
     /// # Errors
     /// [`SecretError::NoText`]
     pub fn require(&self, key: &str) -> Result<&str, SecretError> {
-        self.text(key).ok_or_else(|| SecretError::NoText { secret: self.secret.clone(), key: key.to_owned() })
+        self.text(key)
+            .ok_or_else(|| SecretError::NoText { secret: self.secret.clone(), key: key.to_owned() })
     }
 
     /// Returns the error of a Secret that needs another key.
@@ -132,8 +133,12 @@ impl SecretError {
     pub fn into_conditions(self) -> Result<ConditionSet, kube::Error> {
         let message = self.to_string();
         match self {
-            Self::NotFound(_) | Self::NoKey { .. } | Self::NoText { .. } => Ok(reference_not_found(message)),
-            Self::Forbidden { .. } => Ok(ConditionSet::of(ReadyState::Stalled(Cause::new(Reason::Forbidden, message)))),
+            Self::NotFound(_) | Self::NoKey { .. } | Self::NoText { .. } => {
+                Ok(reference_not_found(message))
+            }
+            Self::Forbidden { .. } => {
+                Ok(ConditionSet::of(ReadyState::Stalled(Cause::new(Reason::Forbidden, message))))
+            }
             Self::Api(error) => Err(error),
         }
     }
@@ -142,7 +147,10 @@ impl SecretError {
 /// Returns the conditions of an object that refers to something that does not exist, or lacks what is read from it.
 pub(crate) fn reference_not_found(message: String) -> ConditionSet {
     let cause = Cause::new(Reason::ReferenceNotFound, message);
-    ConditionSet { references: Some(Err(cause.clone())), ..ConditionSet::of(ReadyState::Reconciling(cause)) }
+    ConditionSet {
+        references: Some(Err(cause.clone())),
+        ..ConditionSet::of(ReadyState::Reconciling(cause))
+    }
 }
 
 #[cfg(test)]
@@ -192,13 +200,17 @@ mod tests {
     #[test]
     fn an_unusable_secret_is_a_condition_and_an_unreachable_server_is_not() {
         let missing = SecretError::NotFound(SecretName::new("n", "s")).into_conditions().unwrap();
-        assert!(matches!(&missing.state, ReadyState::Reconciling(it) if it.reason == Reason::ReferenceNotFound));
+        assert!(
+            matches!(&missing.state, ReadyState::Reconciling(it) if it.reason == Reason::ReferenceNotFound)
+        );
         assert!(matches!(missing.references, Some(Err(_))));
         let refused = |code| {
             let status = kube::core::Status { code, ..kube::core::Status::failure("no", "Reason") };
             SecretError::of_request(kube::Error::Api(Box::new(status)), "n").into_conditions()
         };
-        assert!(matches!(refused(403).unwrap().state, ReadyState::Stalled(it) if it.reason == Reason::Forbidden));
+        assert!(
+            matches!(refused(403).unwrap().state, ReadyState::Stalled(it) if it.reason == Reason::Forbidden)
+        );
         assert!(refused(500).is_err());
     }
 }

@@ -16,10 +16,13 @@ mod watches;
 mod writer;
 
 pub(crate) use access_key::{ACCESS_KEY_ID, KeyPair, SECRET_ACCESS_KEY, SESSION_TOKEN};
-pub(crate) use content::{SecretContent, SecretContents, SecretError, SecretName, reference_not_found};
+pub(crate) use content::{
+    SecretContent, SecretContents, SecretError, SecretName, reference_not_found,
+};
 pub(crate) use owned::{OwnedSecret, SecretClass, SecretMark, SecretOwner, WatchedSecret};
 pub(crate) use plan::{
-    DesiredContent, SecretDeletion, SecretPlan, SecretWrite, WriteReason, plan_secrets, write_reason,
+    DesiredContent, SecretDeletion, SecretPlan, SecretWrite, WriteReason, plan_secrets,
+    write_reason,
 };
 pub(crate) use reference::{SecretReference, read_all};
 pub(crate) use watches::SecretWatches;

@@ -109,13 +109,18 @@ impl SecretOwner {
 impl SecretClass {
     /// Returns the digest that records a content.
     pub fn digest<'c>(&self, content: impl IntoIterator<Item = (&'c str, &'c [u8])>) -> String {
-        let digests = content.into_iter().map(|(key, value)| (key.to_owned(), sha256(value))).collect();
+        let digests =
+            content.into_iter().map(|(key, value)| (key.to_owned(), sha256(value))).collect();
         self.join_digests(&digests).unwrap_or_default()
     }
 
     /// Returns the digest of a content from the digests of its values; nothing if a value is missing.
     fn join_digests(&self, digests: &BTreeMap<String, String>) -> Option<String> {
-        let of_keys = self.keys.iter().map(|key| Some(digests.get(*key)?.as_str())).collect::<Option<Vec<_>>>()?;
+        let of_keys = self
+            .keys
+            .iter()
+            .map(|key| Some(digests.get(*key)?.as_str()))
+            .collect::<Option<Vec<_>>>()?;
         match of_keys.as_slice() {
             [only] => Some((*only).to_owned()),
             several => Some(sha256(several.join(" ").as_bytes())),
@@ -145,8 +150,15 @@ impl SecretClass {
 
     /// Returns the owners that a Secret names, by their label values: one, unless somebody edited it.
     pub fn owners(&self, secret: &WatchedSecret) -> BTreeSet<String> {
-        let named = secret.annotations().get(self.owner).and_then(|owner| SecretOwner::parse(owner));
-        secret.labels().get(self.label).cloned().into_iter().chain(named.map(|owner| owner.label_value())).collect()
+        let named =
+            secret.annotations().get(self.owner).and_then(|owner| SecretOwner::parse(owner));
+        secret
+            .labels()
+            .get(self.label)
+            .cloned()
+            .into_iter()
+            .chain(named.map(|owner| owner.label_value()))
+            .collect()
     }
 
     /// Reads the marks of a Secret; nothing if it has none, or is being deleted.
@@ -159,15 +171,20 @@ impl SecretClass {
             return None;
         }
         let owner = owner.filter(|owner| label.is_none_or(|label| *label == owner.label_value()));
-        let is_labeled = owner
-            .as_ref()
-            .is_some_and(|owner| self.labels(owner).iter().all(|(key, value)| labels.get(key) == Some(value)));
+        let is_labeled = owner.as_ref().is_some_and(|owner| {
+            self.labels(owner).iter().all(|(key, value)| labels.get(key) == Some(value))
+        });
         let time = |key: &str| annotation(key).and_then(|time| time.parse::<Timestamp>().ok());
         let mark = || {
             let digest = annotation(DIGEST)?.to_owned();
             let source = annotation(SOURCE)?.to_owned();
             let is_unedited = self.join_digests(&secret.digests).as_ref() == Some(&digest);
-            let mark = SecretMark { source, digest, expires_at: time(EXPIRES_AT)?, renews_at: time(RENEWS_AT)? };
+            let mark = SecretMark {
+                source,
+                digest,
+                expires_at: time(EXPIRES_AT)?,
+                renews_at: time(RENEWS_AT)?,
+            };
             is_unedited.then_some(mark)
         };
         Some(OwnedSecret {
@@ -184,8 +201,11 @@ fn sha256(value: &[u8]) -> String {
     hex::encode(Sha256::digest(value))
 }
 
-fn digests<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
-    let values = Option::<BTreeMap<String, ByteString>>::deserialize(deserializer)?.unwrap_or_default();
+fn digests<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, String>, D::Error> {
+    let values =
+        Option::<BTreeMap<String, ByteString>>::deserialize(deserializer)?.unwrap_or_default();
     Ok(values.into_iter().map(|(key, value)| (key, sha256(&value.0))).collect())
 }
 
@@ -195,8 +215,12 @@ pub(crate) mod tests {
 
     use super::*;
 
-    pub(crate) const CLASS: SecretClass =
-        SecretClass { label: "wharfage.dev/test", owner: "wharfage.dev/test-owner", type_: "test", keys: &["value"] };
+    pub(crate) const CLASS: SecretClass = SecretClass {
+        label: "wharfage.dev/test",
+        owner: "wharfage.dev/test-owner",
+        type_: "test",
+        keys: &["value"],
+    };
     const PAIR: SecretClass = SecretClass {
         label: "wharfage.dev/pair",
         owner: "wharfage.dev/pair-owner",
@@ -258,12 +282,17 @@ pub(crate) mod tests {
     fn an_edited_content_has_no_mark() {
         for data in [None, Some(("value", "edited")), Some(("other", "content"))] {
             let mut edited = secret(b"content");
-            edited.data = data.map(|(key, value)| [(key.to_owned(), ByteString(value.into()))].into());
+            edited.data =
+                data.map(|(key, value)| [(key.to_owned(), ByteString(value.into()))].into());
             assert_eq!(read(&edited).unwrap().mark, None);
         }
         let mut extended = secret(b"content");
         extended.data.as_mut().unwrap().insert("theirs".to_owned(), ByteString(b"x".to_vec()));
-        assert_eq!(read(&extended).unwrap().mark, Some(mark(b"content")), "what others add is left unchanged");
+        assert_eq!(
+            read(&extended).unwrap().mark,
+            Some(mark(b"content")),
+            "what others add is left unchanged"
+        );
     }
 
     #[test]
@@ -273,7 +302,12 @@ pub(crate) mod tests {
         let owned = read(&unlabeled).unwrap();
         assert_eq!((owned.owner, owned.mark), (Some(owner("home")), None));
         let mut relabeled = secret(b"content");
-        relabeled.metadata.labels.as_mut().unwrap().insert(CLASS.label.to_owned(), owner("other").label_value());
+        relabeled
+            .metadata
+            .labels
+            .as_mut()
+            .unwrap()
+            .insert(CLASS.label.to_owned(), owner("other").label_value());
         let owned = read(&relabeled).unwrap();
         assert_eq!((owned.owner, owned.mark), (None, None));
         assert_eq!(CLASS.owners(&watched(&relabeled)).len(), 2, "both are requeued");

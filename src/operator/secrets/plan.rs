@@ -110,7 +110,8 @@ pub(crate) fn write_reason(
     content: DesiredContent<'_>,
 ) -> Option<WriteReason> {
     let Some(existing) = existing else { return Some(WriteReason::Missing) };
-    let Some(mark) = existing.mark.as_ref().filter(|_| existing.owner.as_ref() == Some(owner)) else {
+    let Some(mark) = existing.mark.as_ref().filter(|_| existing.owner.as_ref() == Some(owner))
+    else {
         return Some(WriteReason::Edited);
     };
     if content.source.is_some_and(|source| source != mark.source) {
@@ -167,13 +168,18 @@ mod tests {
 
     #[test]
     fn a_secret_is_written_for_a_reason() {
-        let reason = |existing: Option<&OwnedSecret>, content| write_reason(&owner("home"), existing, content);
+        let reason = |existing: Option<&OwnedSecret>, content| {
+            write_reason(&owner("home"), existing, content)
+        };
         let fresh = owned("shop", Some("home"));
         assert_eq!(reason(None, content()), Some(WriteReason::Missing));
         assert_eq!(reason(Some(&fresh), content()), None);
         for (changed, expected) in [
             (DesiredContent { now: at(1001), ..content() }, Some(WriteReason::Renewal)),
-            (DesiredContent { source: Some("there"), ..content() }, Some(WriteReason::SourceChanged)),
+            (
+                DesiredContent { source: Some("there"), ..content() },
+                Some(WriteReason::SourceChanged),
+            ),
             (DesiredContent { source: None, ..content() }, None),
             (DesiredContent { requested: true, ..content() }, Some(WriteReason::Requested)),
             (DesiredContent { digest: Some("d"), ..content() }, None),
@@ -181,14 +187,19 @@ mod tests {
         ] {
             assert_eq!(reason(Some(&fresh), changed), expected, "{changed:?}");
         }
-        for edited in [OwnedSecret { mark: None, ..fresh.clone() }, owned("shop", Some("other")), owned("shop", None)] {
+        for edited in [
+            OwnedSecret { mark: None, ..fresh.clone() },
+            owned("shop", Some("other")),
+            owned("shop", None),
+        ] {
             assert_eq!(reason(Some(&edited), content()), Some(WriteReason::Edited));
         }
     }
 
     #[test]
     fn annotations_are_compared_last() {
-        let existing = [owned("shop", Some("home")), OwnedSecret { mark: None, ..owned("web", Some("home")) }];
+        let existing =
+            [owned("shop", Some("home")), OwnedSecret { mark: None, ..owned("web", Some("home")) }];
         let both = wanted(&["shop", "web"]);
         let plan = plan_secrets(&owner("home"), &both, &existing, content(), |_| true);
         let reasons: Vec<_> = plan.write.iter().map(|it| it.reason).collect();
@@ -210,13 +221,17 @@ mod tests {
         let left = plan("older", &[], &existing);
         assert_eq!(left.delete, [SecretDeletion::from(&existing[0])]);
         let taken = plan("younger", &["shop"], &existing);
-        assert_eq!((taken.write[0].uid.as_deref(), taken.write[0].reason), (Some("shop-uid"), WriteReason::Edited));
+        assert_eq!(
+            (taken.write[0].uid.as_deref(), taken.write[0].reason),
+            (Some("shop-uid"), WriteReason::Edited)
+        );
         assert_eq!(plan("younger", &["shop"], &[]).write[0].reason, WriteReason::Missing);
     }
 
     #[test]
     fn when_the_owner_is_gone_only_its_secrets_are_deleted() {
-        let existing = [owned("a", Some("home")), owned("b", Some("other")), owned("c", Some("home"))];
+        let existing =
+            [owned("a", Some("home")), owned("b", Some("other")), owned("c", Some("home"))];
         let SecretPlan { delete, write } = plan("home", &[], &existing);
         let names: Vec<_> = delete.iter().map(|it| it.secret.namespace.as_str()).collect();
         assert_eq!((names, write), (vec!["a", "c"], Vec::new()));

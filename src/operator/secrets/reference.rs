@@ -41,7 +41,10 @@ impl SecretReference {
 ///
 /// # Errors
 /// Of the first Secret by namespace and name that cannot be read.
-pub(crate) async fn read_all(client: &Client, references: &[SecretReference]) -> Result<SecretContents, SecretError> {
+pub(crate) async fn read_all(
+    client: &Client,
+    references: &[SecretReference],
+) -> Result<SecretContents, SecretError> {
     let mut contents = Vec::new();
     for (secret, keys) in by_secret(references) {
         let content = find(client, &secret, &keys).await?;
@@ -65,9 +68,13 @@ async fn find(
     keys: &BTreeSet<String>,
 ) -> Result<Option<SecretContent>, SecretError> {
     let api: Api<Secret> = Api::namespaced(client.clone(), &secret.namespace);
-    let found = api.get_opt(&secret.name).await.map_err(|error| SecretError::of_request(error, &secret.namespace))?;
+    let found = api
+        .get_opt(&secret.name)
+        .await
+        .map_err(|error| SecretError::of_request(error, &secret.namespace))?;
     Ok(found.map(|found| {
-        let values = found.data.unwrap_or_default().into_iter().filter(|(key, _)| keys.contains(key));
+        let values =
+            found.data.unwrap_or_default().into_iter().filter(|(key, _)| keys.contains(key));
         SecretContent::new(secret.clone(), values.map(|(key, value)| (key, value.0)))
     }))
 }
@@ -79,8 +86,17 @@ mod tests {
     #[test]
     fn a_secret_with_two_references_is_read_once() {
         let reference = |name, key: &str| SecretReference::new(SecretName::new("n", name), [key]);
-        let joined = by_secret(&[reference("b", "user"), reference("a", "ca.crt"), reference("b", "password")]);
-        let keys = |name| joined[&SecretName::new("n", name)].iter().map(String::as_str).collect::<Vec<_>>();
-        assert_eq!((joined.len(), keys("a"), keys("b")), (2, vec!["ca.crt"], vec!["password", "user"]));
+        let joined = by_secret(&[
+            reference("b", "user"),
+            reference("a", "ca.crt"),
+            reference("b", "password"),
+        ]);
+        let keys = |name| {
+            joined[&SecretName::new("n", name)].iter().map(String::as_str).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (joined.len(), keys("a"), keys("b")),
+            (2, vec!["ca.crt"], vec!["password", "user"])
+        );
     }
 }

@@ -46,7 +46,8 @@ impl SecretWatches {
         let referrer = (K::kind(&()).into_owned(), object.namespace.clone(), object.name.clone());
         let mut watched = lock(&self.0);
         for secret in watched.refer(&referrer, secrets, &(Arc::new(requeue) as _)) {
-            let task = tokio::spawn(watch(client.clone(), secret.clone(), Arc::clone(&self.0))).abort_handle();
+            let task = tokio::spawn(watch(client.clone(), secret.clone(), Arc::clone(&self.0)))
+                .abort_handle();
             if let Some(watch) = watched.0.get_mut(&secret) {
                 watch.task = Some(task);
             }
@@ -131,7 +132,8 @@ mod tests {
         let mut watched = Watched::default();
         let refer = |watched: &mut Watched, name: &'static str, names: &[&str]| {
             let requeued = Arc::clone(&requeued);
-            let requeue: Arc<dyn Fn() + Send + Sync> = Arc::new(move || requeued.lock().unwrap().push(name));
+            let requeue: Arc<dyn Fn() + Send + Sync> =
+                Arc::new(move || requeued.lock().unwrap().push(name));
             watched.refer(&referrer(name), &secrets(names), &requeue)
         };
         assert_eq!(refer(&mut watched, "one", &["a", "b"]).len(), 2);

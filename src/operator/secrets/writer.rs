@@ -80,7 +80,9 @@ impl SecretWriter<'_> {
             None => unless_changed(create(&api, &body).await),
             Some(_) => {
                 let params = PatchParams::apply(FIELD_MANAGER).force();
-                unless_changed(api.patch_metadata(&secret.name, &params, &Patch::Apply(&body)).await)
+                unless_changed(
+                    api.patch_metadata(&secret.name, &params, &Patch::Apply(&body)).await,
+                )
             }
         }
     }
@@ -89,7 +91,10 @@ impl SecretWriter<'_> {
     ///
     /// # Errors
     /// Those of the API server.
-    pub async fn delete(&self, SecretDeletion { secret, uid }: &SecretDeletion) -> Result<bool, Error> {
+    pub async fn delete(
+        &self,
+        SecretDeletion { secret, uid }: &SecretDeletion,
+    ) -> Result<bool, Error> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &secret.namespace);
         let preconditions = Preconditions { uid: Some(uid.clone()), resource_version: None };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
@@ -104,7 +109,9 @@ impl SecretWriter<'_> {
         let api: Api<WatchedSecret> = Api::all(self.client.clone());
         let selector = format!("{}={}", self.class.label, self.owner.label_value());
         let mut listed = api.list(&ListParams::default().labels(&selector)).await?.items;
-        listed.retain(|it| self.class.read(it).is_some_and(|it| it.owner.as_ref() == Some(self.owner)));
+        listed.retain(|it| {
+            self.class.read(it).is_some_and(|it| it.owner.as_ref() == Some(self.owner))
+        });
         Ok(listed)
     }
 }
@@ -115,14 +122,17 @@ impl SecretWriter<'_> {
 /// # Errors
 /// Those of the API server: 409 if the Secret exists.
 pub(crate) async fn create(api: &Api<Secret>, secret: &Secret) -> Result<(), Error> {
-    let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+    let params =
+        PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
     api.create(&params, secret).await.map(drop)
 }
 
 fn place(class: &SecretClass, owner: &SecretOwner, found: Option<WatchedSecret>) -> SecretPlace {
     let Some(found) = found else { return SecretPlace::Free };
     match class.read(&found) {
-        Some(OwnedSecret { owner: Some(of), .. }) if of == *owner => SecretPlace::Owned(Box::new(found)),
+        Some(OwnedSecret { owner: Some(of), .. }) if of == *owner => {
+            SecretPlace::Owned(Box::new(found))
+        }
         Some(_) => SecretPlace::Leaving,
         None if found.metadata.deletion_timestamp.is_some() => SecretPlace::Leaving,
         None => SecretPlace::Foreign,
@@ -154,13 +164,19 @@ mod tests {
             };
             let (uid, reason) = (uid.map(str::to_owned), WriteReason::Missing);
             let write = SecretWrite { secret: name.clone(), uid, reason };
-            writer.write(&write, &[("value", &SecretString::from(value))], &mark, BTreeMap::new()).await.unwrap()
+            writer
+                .write(&write, &[("value", &SecretString::from(value))], &mark, BTreeMap::new())
+                .await
+                .unwrap()
         };
         assert!(write(None, "one").await);
         assert!(!write(None, "two").await, "it exists");
         assert!(!write(Some("another"), "two").await, "it is not the one that was read");
         let owned = CLASS.read(&writer.list().await.unwrap()[0]).unwrap();
-        assert_eq!(owned.mark.as_ref().map(|it| it.digest.clone()), Some(CLASS.digest([("value", b"one".as_slice())])));
+        assert_eq!(
+            owned.mark.as_ref().map(|it| it.digest.clone()),
+            Some(CLASS.digest([("value", b"one".as_slice())]))
+        );
         assert!(write(Some(&owned.uid), "two").await);
         assert!(matches!(writer.place(&name).await.unwrap(), SecretPlace::Owned(_)));
 
@@ -191,7 +207,8 @@ mod tests {
 
     #[test]
     fn a_secret_of_another_party_is_foreign() {
-        let foreign = |metadata: &mut ObjectMeta| (metadata.labels, metadata.annotations) = (None, None);
+        let foreign =
+            |metadata: &mut ObjectMeta| (metadata.labels, metadata.annotations) = (None, None);
         assert_eq!(found(foreign), SecretPlace::Foreign);
         let deleted = |metadata: &mut ObjectMeta| {
             foreign(metadata);
@@ -208,7 +225,10 @@ mod tests {
             matches!(found(|metadata| metadata.labels = None), SecretPlace::Owned(_)),
             "somebody removed the label"
         );
-        assert_eq!(place(&CLASS, &owner("other"), Some(watched(&secret(b"content")))), SecretPlace::Leaving);
+        assert_eq!(
+            place(&CLASS, &owner("other"), Some(watched(&secret(b"content")))),
+            SecretPlace::Leaving
+        );
         let contradicting = |metadata: &mut ObjectMeta| {
             metadata.labels = Some(CLASS.labels(&owner("other")));
         };

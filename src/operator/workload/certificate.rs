@@ -15,7 +15,8 @@ pub(crate) fn certificate_kind() -> ApiResource {
 pub(crate) fn certificate_trouble(certificate: &Value) -> Option<String> {
     let conditions = certificate["status"]["conditions"].as_array()?;
     let ready = conditions.iter().find(|condition| condition["type"] == "Ready")?;
-    (ready["status"] != "True").then(|| ready["message"].as_str().unwrap_or("it is being issued").to_owned())
+    (ready["status"] != "True")
+        .then(|| ready["message"].as_str().unwrap_or("it is being issued").to_owned())
 }
 
 impl WorkloadBuilder<'_> {
@@ -45,7 +46,8 @@ impl WorkloadBuilder<'_> {
     /// Returns the name that clients use. The Service's name is used only where it is that one: a public issuer would refuse
     /// it.
     fn dns_names(&self) -> Vec<String> {
-        let public = self.managed.public_url.as_deref().and_then(|url| url.parse::<http::Uri>().ok());
+        let public =
+            self.managed.public_url.as_deref().and_then(|url| url.parse::<http::Uri>().ok());
         let host = public.as_ref().and_then(|url| url.host()).map(str::to_owned);
         vec![host.unwrap_or_else(|| service::host(&self.names, &self.namespace))]
     }

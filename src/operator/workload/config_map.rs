@@ -19,7 +19,11 @@ pub(super) const DELAY_SECONDS: u16 = 5;
 
 impl WorkloadBuilder<'_> {
     pub(super) fn config(&self) -> ConfigMap {
-        ConfigMap { metadata: self.metadata(self.names.config()), data: Some(self.variables()), ..ConfigMap::default() }
+        ConfigMap {
+            metadata: self.metadata(self.names.config()),
+            data: Some(self.variables()),
+            ..ConfigMap::default()
+        }
     }
 
     pub(super) fn variables(&self) -> BTreeMap<String, String> {
@@ -36,7 +40,9 @@ impl WorkloadBuilder<'_> {
             ("WHARFAGE_SHUTDOWN_GRACE", GRACE_SECONDS.to_string()),
         ]);
         match self.shape() {
-            Shape::Replicated => variables.insert("WHARFAGE_SHUTDOWN_DELAY", DELAY_SECONDS.to_string()),
+            Shape::Replicated => {
+                variables.insert("WHARFAGE_SHUTDOWN_DELAY", DELAY_SECONDS.to_string())
+            }
             Shape::Single(_) => variables.insert("WHARFAGE_DATA", DATA.to_owned()),
         };
         if self.managed.tls.is_some() {

@@ -38,7 +38,9 @@ pub(crate) fn address(
     certificate: Option<&SecretContent>,
 ) -> Address {
     let url = cluster_url(managed, names, namespace);
-    let Some(certificate) = certificate else { return Address { url, host: None, ca_bundle: None } };
+    let Some(certificate) = certificate else {
+        return Address { url, host: None, ca_bundle: None };
+    };
     let host = service::host(names, namespace);
     let public = managed.public_url.as_deref().and_then(|url| url.parse::<http::Uri>().ok());
     let public = public.as_ref().and_then(http::Uri::host).filter(|public| *public != host);
@@ -57,7 +59,8 @@ fn is_for(chain: &str, name: &str) -> bool {
     let Ok(name @ ServerName::DnsName(_)) = ServerName::try_from(name) else { return false };
     let certificate = CertificateDer::from_pem_slice(chain.as_bytes());
     certificate.is_ok_and(|certificate| {
-        ParsedCertificate::try_from(&certificate).is_ok_and(|parsed| verify_server_name(&parsed, &name).is_ok())
+        ParsedCertificate::try_from(&certificate)
+            .is_ok_and(|parsed| verify_server_name(&parsed, &name).is_ok())
     })
 }
 
@@ -72,24 +75,32 @@ mod tests {
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
         let certified = rcgen::generate_simple_self_signed(names).unwrap();
         let issuer = issuer.map(|issuer| ("ca.crt".to_owned(), issuer.as_bytes().to_vec()));
-        let values = issuer.into_iter().chain([("tls.crt".to_owned(), certified.cert.pem().into_bytes())]);
+        let values =
+            issuer.into_iter().chain([("tls.crt".to_owned(), certified.cert.pem().into_bytes())]);
         SecretContent::new(SecretName::new("wharfage", "cert"), values)
     }
 
     fn reached(managed: serde_json::Value, certificate: Option<&SecretContent>) -> Address {
-        address(&serde_json::from_value(managed).unwrap(), &Names::of("home"), "wharfage", certificate)
+        address(
+            &serde_json::from_value(managed).unwrap(),
+            &Names::of("home"),
+            "wharfage",
+            certificate,
+        )
     }
 
     #[test]
     fn a_plain_registry_is_reached_by_its_service() {
         let plain = reached(json!({ "publicUrl": "https://r.example.com" }), None);
-        assert_eq!(plain, Address { url: "http://home.wharfage.svc".into(), host: None, ca_bundle: None });
+        assert_eq!(
+            plain,
+            Address { url: "http://home.wharfage.svc".into(), host: None, ca_bundle: None }
+        );
     }
 
     #[test]
     fn a_certificate_decides_under_which_name() {
-        let tls =
-            json!({ "publicUrl": "https://r.example.com", "tls": { "secretName": "t" }, "service": { "port": 8443 } });
+        let tls = json!({ "publicUrl": "https://r.example.com", "tls": { "secretName": "t" }, "service": { "port": 8443 } });
         for (names, url, host) in [
             (["r.example.com"].as_slice(), "https://r.example.com:8443", Some("home.wharfage.svc")),
             (&["*.example.com"], "https://r.example.com:8443", Some("home.wharfage.svc")),
@@ -107,7 +118,8 @@ mod tests {
     #[test]
     fn the_issuer_that_a_secret_names_is_trusted_too() {
         let secret = certificate(&["home.wharfage.svc"], Some("the issuer"));
-        let bundle = reached(json!({ "tls": { "secretName": "t" } }), Some(&secret)).ca_bundle.unwrap();
+        let bundle =
+            reached(json!({ "tls": { "secretName": "t" } }), Some(&secret)).ca_bundle.unwrap();
         assert!(bundle.starts_with("the issuer\n-----BEGIN CERTIFICATE-----"), "{bundle}");
     }
 }

@@ -41,10 +41,12 @@ impl WorkloadBuilder<'_> {
                 service_name: Some(self.names.admin()),
                 // In order, a pod that never became ready would block the change that repairs it.
                 pod_management_policy: Some("Parallel".to_owned()),
-                persistent_volume_claim_retention_policy: Some(StatefulSetPersistentVolumeClaimRetentionPolicy {
-                    when_deleted: Some("Retain".to_owned()),
-                    when_scaled: Some("Retain".to_owned()),
-                }),
+                persistent_volume_claim_retention_policy: Some(
+                    StatefulSetPersistentVolumeClaimRetentionPolicy {
+                        when_deleted: Some("Retain".to_owned()),
+                        when_scaled: Some("Retain".to_owned()),
+                    },
+                ),
                 template: self.pods(),
                 volume_claim_templates: Some(vec![volume.template(&self.names)]),
                 ..StatefulSetSpec::default()

@@ -37,7 +37,9 @@ pub(crate) use certificate::{certificate_kind, certificate_trouble};
 pub(crate) use names::{Names, REGISTRY_LABEL};
 pub(crate) use rollout::{Pods, Rollout, rollout};
 pub(crate) use secrets::{Backends, root_key_secret};
-pub(crate) use volume_claim::{Volume, VolumeChange, claim, claims_otherwise, has_volume, keep_templates};
+pub(crate) use volume_claim::{
+    Volume, VolumeChange, claim, claims_otherwise, has_volume, keep_templates,
+};
 
 /// The port of the pods that clients reach through the Service.
 const REGISTRY_PORT: u16 = 5000;
@@ -155,11 +157,19 @@ fn shape(managed: &ManagedRegistry) -> Shape {
         (true, true) => Shape::Replicated,
         (true, false) => {
             let sqlite = database.and_then(|database| database.sqlite.clone()).unwrap_or_default();
-            Shape::Single(Volume::new(sqlite.size, volume_claim::DATABASE_SIZE, sqlite.storage_class_name))
+            Shape::Single(Volume::new(
+                sqlite.size,
+                volume_claim::DATABASE_SIZE,
+                sqlite.storage_class_name,
+            ))
         }
         (false, _) => {
             let folder = storage.and_then(|storage| storage.filesystem.clone()).unwrap_or_default();
-            Shape::Single(Volume::new(folder.size, volume_claim::IMAGES_SIZE, folder.storage_class_name))
+            Shape::Single(Volume::new(
+                folder.size,
+                volume_claim::IMAGES_SIZE,
+                folder.storage_class_name,
+            ))
         }
     }
 }
@@ -174,7 +184,9 @@ impl WorkloadBuilder<'_> {
     }
 
     fn registry_id(&self) -> String {
-        self.registry.registry_id().map_or_else(|| DEFAULT_REGISTRY_ID.to_owned(), |id| id.to_string())
+        self.registry
+            .registry_id()
+            .map_or_else(|| DEFAULT_REGISTRY_ID.to_owned(), |id| id.to_string())
     }
 
     /// Returns the metadata of one of the objects.

@@ -27,7 +27,8 @@ impl Names {
             return Self(registry.to_owned());
         }
         let hash = hex::encode(&Sha256::digest(registry)[..4]);
-        let plain: String = registry.chars().map(|it| if it == '.' { '-' } else { it }).take(40).collect();
+        let plain: String =
+            registry.chars().map(|it| if it == '.' { '-' } else { it }).take(40).collect();
         Self(format!("r-{}-{hash}", plain.trim_end_matches('-')))
     }
 

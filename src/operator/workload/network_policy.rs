@@ -1,7 +1,8 @@
 //! The limits for others: how many pods a drain may evict at once, and which connections the pods accept.
 
 use k8s_openapi::api::networking::v1::{
-    NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
+    NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
+    NetworkPolicySpec,
 };
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -33,15 +34,20 @@ impl WorkloadBuilder<'_> {
             protocol: Some("TCP".to_owned()),
             end_port: None,
         };
-        let the_cluster =
-            NetworkPolicyPeer { namespace_selector: Some(LabelSelector::default()), ..NetworkPolicyPeer::default() };
+        let the_cluster = NetworkPolicyPeer {
+            namespace_selector: Some(LabelSelector::default()),
+            ..NetworkPolicyPeer::default()
+        };
         NetworkPolicy {
             metadata: self.metadata(self.names.workload()),
             spec: Some(NetworkPolicySpec {
                 pod_selector: Some(self.chosen_pods()),
                 policy_types: Some(vec!["Ingress".to_owned()]),
                 ingress: Some(vec![
-                    NetworkPolicyIngressRule { ports: Some(vec![port(pod_template::REGISTRY)]), from: None },
+                    NetworkPolicyIngressRule {
+                        ports: Some(vec![port(pod_template::REGISTRY)]),
+                        from: None,
+                    },
                     NetworkPolicyIngressRule {
                         ports: Some(vec![port(pod_template::ADMIN)]),
                         from: Some(vec![the_cluster]),

@@ -2,9 +2,10 @@
 
 use aws_lc_rs::hmac;
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMapEnvSource, Container, ContainerPort, EnvFromSource, EnvVar, EnvVarSource, HTTPGetAction,
-    PodSecurityContext, PodSpec, PodTemplateSpec, Probe, SeccompProfile, SecretEnvSource, SecretKeySelector,
-    SecretVolumeSource, SecurityContext, TopologySpreadConstraint, Volume, VolumeMount,
+    Capabilities, ConfigMapEnvSource, Container, ContainerPort, EnvFromSource, EnvVar,
+    EnvVarSource, HTTPGetAction, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+    SeccompProfile, SecretEnvSource, SecretKeySelector, SecretVolumeSource, SecurityContext,
+    TopologySpreadConstraint, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -49,7 +50,9 @@ impl WorkloadBuilder<'_> {
                 automount_service_account_token: Some(false),
                 enable_service_links: Some(false),
                 // Always set: after a removal, the deprecated field serviceAccount would keep the old name.
-                service_account_name: Some(pod.service_account_name.unwrap_or_else(|| "default".to_owned())),
+                service_account_name: Some(
+                    pod.service_account_name.unwrap_or_else(|| "default".to_owned()),
+                ),
                 image_pull_secrets: listed(&pod.image_pull_secrets),
                 priority_class_name: pod.priority_class_name,
                 node_selector: given(&pod.node_selector),
@@ -97,7 +100,10 @@ impl WorkloadBuilder<'_> {
             security_context: Some(SecurityContext {
                 allow_privilege_escalation: Some(false),
                 read_only_root_filesystem: Some(true),
-                capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), ..Capabilities::default() }),
+                capabilities: Some(Capabilities {
+                    drop: Some(vec!["ALL".to_owned()]),
+                    ..Capabilities::default()
+                }),
                 ..SecurityContext::default()
             }),
             // The last output of the process explains its end best.
@@ -109,21 +115,31 @@ impl WorkloadBuilder<'_> {
 
     fn variable_sources(&self) -> Vec<EnvFromSource> {
         let config = EnvFromSource {
-            config_map_ref: Some(ConfigMapEnvSource { name: self.names.config(), ..ConfigMapEnvSource::default() }),
+            config_map_ref: Some(ConfigMapEnvSource {
+                name: self.names.config(),
+                ..ConfigMapEnvSource::default()
+            }),
             ..EnvFromSource::default()
         };
         let backends = (!self.secret_variables().is_empty()).then(|| EnvFromSource {
-            secret_ref: Some(SecretEnvSource { name: self.names.backends(), ..SecretEnvSource::default() }),
+            secret_ref: Some(SecretEnvSource {
+                name: self.names.backends(),
+                ..SecretEnvSource::default()
+            }),
             ..EnvFromSource::default()
         });
         [Some(config), backends].into_iter().flatten().collect()
     }
 
     fn root_key_variable(&self, variable: &str, key: &str) -> EnvVar {
-        let source = SecretKeySelector { name: self.names.root_key(), key: key.to_owned(), optional: None };
+        let source =
+            SecretKeySelector { name: self.names.root_key(), key: key.to_owned(), optional: None };
         EnvVar {
             name: variable.to_owned(),
-            value_from: Some(EnvVarSource { secret_key_ref: Some(source), ..EnvVarSource::default() }),
+            value_from: Some(EnvVarSource {
+                secret_key_ref: Some(source),
+                ..EnvVarSource::default()
+            }),
             ..EnvVar::default()
         }
     }
@@ -170,8 +186,10 @@ impl WorkloadBuilder<'_> {
     /// nobody can try passwords against it.
     fn settings(&self) -> String {
         let root_key = &self.inputs.root_key;
-        let mut tag =
-            hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, root_key.secret.expose_secret().as_bytes()));
+        let mut tag = hmac::Context::with_key(&hmac::Key::new(
+            hmac::HMAC_SHA256,
+            root_key.secret.expose_secret().as_bytes(),
+        ));
         let secrets = self.secret_variables();
         let secrets = secrets.iter().map(|(name, value)| (*name, value.expose_secret()));
         let config = self.variables();

@@ -39,7 +39,8 @@ impl From<&Deployment> for Pods {
         let spec = deployment.spec.as_ref();
         let status = deployment.status.clone().unwrap_or_default();
         let conditions = status.conditions.unwrap_or_default();
-        let failed = conditions.into_iter().find(|it| it.type_ == "ReplicaFailure" && it.status == "True");
+        let failed =
+            conditions.into_iter().find(|it| it.type_ == "ReplicaFailure" && it.status == "True");
         Self {
             wanted: spec.and_then(|spec| spec.replicas).unwrap_or(1),
             updated: status.updated_replicas.unwrap_or_default(),
@@ -56,7 +57,8 @@ impl From<&StatefulSet> for Pods {
         let wanted = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
         let status = set.status.clone().unwrap_or_default();
         // Pods of the current revision stop being counted as updated ones once the revision is the current one.
-        let rolled_out = status.update_revision.is_some() && status.update_revision == status.current_revision;
+        let rolled_out =
+            status.update_revision.is_some() && status.update_revision == status.current_revision;
         let updated = status.updated_replicas.unwrap_or_default();
         Self {
             wanted,
@@ -70,7 +72,11 @@ impl From<&StatefulSet> for Pods {
 }
 
 /// Computes the state of a workload from its numbers, and the reason for missing replicas from its pods and its claim.
-pub(crate) fn rollout(numbers: &Pods, pods: &[Pod], claim: Option<&PersistentVolumeClaim>) -> Rollout {
+pub(crate) fn rollout(
+    numbers: &Pods,
+    pods: &[Pod],
+    claim: Option<&PersistentVolumeClaim>,
+) -> Rollout {
     let Pods { wanted, updated, total, ready, current, failure } = numbers;
     let serve = format!("{ready} of {wanted} replicas serve");
     let settled = *current && updated >= wanted && total <= wanted;
@@ -82,9 +88,13 @@ pub(crate) fn rollout(numbers: &Pods, pods: &[Pod], claim: Option<&PersistentVol
     }
     let mut pods: Vec<_> = pods.iter().collect();
     pods.sort_by_key(|pod| pod.name_any());
-    let pod = pods.into_iter().find_map(|pod| Some(format!("Pod {}: {}", pod.name_any(), pod_trouble(pod)?)));
-    let troubles: Vec<_> =
-        [failure.as_deref().map(brief), pod, claim.and_then(claim_trouble)].into_iter().flatten().collect();
+    let pod = pods
+        .into_iter()
+        .find_map(|pod| Some(format!("Pod {}: {}", pod.name_any(), pod_trouble(pod)?)));
+    let troubles: Vec<_> = [failure.as_deref().map(brief), pod, claim.and_then(claim_trouble)]
+        .into_iter()
+        .flatten()
+        .collect();
     let why = match troubles.as_slice() {
         [] if ready >= wanted => Some("a change is being rolled out".to_owned()),
         [] if *total == 0 => Some("no Pod is there yet".to_owned()),
@@ -98,7 +108,8 @@ pub(crate) fn rollout(numbers: &Pods, pods: &[Pod], claim: Option<&PersistentVol
 fn pod_trouble(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
     let conditions = status.conditions.as_deref().unwrap_or_default();
-    let unscheduled = conditions.iter().find(|it| it.type_ == "PodScheduled" && it.status == "False");
+    let unscheduled =
+        conditions.iter().find(|it| it.type_ == "PodScheduled" && it.status == "False");
     if let Some(condition) = unscheduled {
         return Some(told(condition.reason.as_deref(), condition.message.as_deref()));
     }
@@ -115,15 +126,19 @@ fn container_trouble(container: &ContainerStatus) -> Option<String> {
     let state = container.state.as_ref()?;
     if let Some(ended) = &state.terminated {
         let reason = ended.reason.as_deref().unwrap_or("Terminated");
-        return Some(told(Some(&format!("{reason} (exit code {})", ended.exit_code)), ended.message.as_deref()));
+        return Some(told(
+            Some(&format!("{reason} (exit code {})", ended.exit_code)),
+            ended.message.as_deref(),
+        ));
     }
     if let Some(waiting) = &state.waiting {
         let reason = waiting.reason.as_deref();
         if reason == Some("ContainerCreating") {
             return None;
         }
-        let last_output =
-            last.and_then(|ended| ended.message.as_deref()).filter(|_| reason == Some("CrashLoopBackOff"));
+        let last_output = last
+            .and_then(|ended| ended.message.as_deref())
+            .filter(|_| reason == Some("CrashLoopBackOff"));
         return Some(told(reason, last_output.or(waiting.message.as_deref())));
     }
     None
@@ -131,7 +146,8 @@ fn container_trouble(container: &ContainerStatus) -> Option<String> {
 
 /// Returns why a claim has no volume, if it has none.
 fn claim_trouble(claim: &PersistentVolumeClaim) -> Option<String> {
-    let pending = claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Pending");
+    let pending =
+        claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Pending");
     let class = claim.spec.as_ref().and_then(|spec| spec.storage_class_name.as_deref());
     pending.then(|| match class {
         Some(class) => {
@@ -196,8 +212,18 @@ mod tests {
         let served = Rollout::Serving("3 of 3 replicas serve".into());
         assert_eq!(rollout(&deployment(3, whole.clone()), &[], None), served);
         for (what, field, value, message) in [
-            ("an old status", "observedGeneration", 1, "3 of 3 replicas serve: a change is being rolled out"),
-            ("an old template", "updatedReplicas", 2, "3 of 3 replicas serve: a change is being rolled out"),
+            (
+                "an old status",
+                "observedGeneration",
+                1,
+                "3 of 3 replicas serve: a change is being rolled out",
+            ),
+            (
+                "an old template",
+                "updatedReplicas",
+                2,
+                "3 of 3 replicas serve: a change is being rolled out",
+            ),
             ("one too many", "replicas", 4, "3 of 3 replicas serve: a change is being rolled out"),
             ("one that does not serve", "readyReplicas", 2, "2 of 3 replicas serve"),
             ("no pods", "readyReplicas", 0, "0 of 3 replicas serve"),
@@ -220,7 +246,8 @@ mod tests {
     fn a_registry_of_no_replicas_is_stopped() {
         let stopped = rollout(&deployment(0, json!({ "observedGeneration": 2 })), &[], None);
         assert!(matches!(stopped, Rollout::Stopped(_)), "{stopped:?}");
-        let stopping = rollout(&deployment(0, json!({ "observedGeneration": 2, "replicas": 1 })), &[], None);
+        let stopping =
+            rollout(&deployment(0, json!({ "observedGeneration": 2, "replicas": 1 })), &[], None);
         assert!(matches!(stopping, Rollout::Progressing(_)), "{stopping:?}");
     }
 
@@ -242,8 +269,10 @@ mod tests {
 
     #[test]
     fn the_reason_why_a_pod_does_not_serve_is_reported() {
-        let none = deployment(1, json!({ "observedGeneration": 2, "replicas": 1, "updatedReplicas": 1 }));
-        let told = |status: serde_json::Value| match rollout(&none, &[pod("home-0", status)], None) {
+        let none =
+            deployment(1, json!({ "observedGeneration": 2, "replicas": 1, "updatedReplicas": 1 }));
+        let told = |status: serde_json::Value| match rollout(&none, &[pod("home-0", status)], None)
+        {
             Rollout::Progressing(message) => message,
             other => panic!("{other:?}"),
         };
@@ -262,12 +291,17 @@ mod tests {
             "0 of 1 replicas serve: Pod home-0: CrashLoopBackOff: error: cannot open the bucket"
         );
         assert_eq!(
-            told(container(json!({ "terminated": { "exitCode": 137, "reason": "OOMKilled" } }), json!({}))),
+            told(container(
+                json!({ "terminated": { "exitCode": 137, "reason": "OOMKilled" } }),
+                json!({})
+            )),
             "0 of 1 replicas serve: Pod home-0: OOMKilled (exit code 137)"
         );
         assert_eq!(
-            told(json!({ "phase": "Pending", "conditions": [{ "type": "PodScheduled", "status": "False",
-                "reason": "Unschedulable", "message": "0/1 nodes are available: 1 Insufficient memory." }] })),
+            told(
+                json!({ "phase": "Pending", "conditions": [{ "type": "PodScheduled", "status": "False",
+                "reason": "Unschedulable", "message": "0/1 nodes are available: 1 Insufficient memory." }] })
+            ),
             "0 of 1 replicas serve: Pod home-0: Unschedulable: 0/1 nodes are available: 1 Insufficient memory."
         );
         assert_eq!(
@@ -296,7 +330,9 @@ mod tests {
         );
         assert_eq!(
             rollout(&refused, &[], None),
-            Rollout::Progressing("0 of 1 replicas serve: pods \"home-1\" is forbidden: exceeded quota: q".into())
+            Rollout::Progressing(
+                "0 of 1 replicas serve: pods \"home-1\" is forbidden: exceeded quota: q".into()
+            )
         );
     }
 }

@@ -44,7 +44,9 @@ impl WorkloadBuilder<'_> {
         (!data.is_empty()).then(|| KubeSecret {
             metadata: self.metadata(self.names.backends()),
             type_: Some("Opaque".to_owned()),
-            data: Some(data.into_iter().map(|(name, value)| (name.to_owned(), bytes(value))).collect()),
+            data: Some(
+                data.into_iter().map(|(name, value)| (name.to_owned(), bytes(value))).collect(),
+            ),
             ..KubeSecret::default()
         })
     }

@@ -85,9 +85,13 @@ fn on_a_bucket_and_postgres_it_is_a_deployment_with_everything_said() {
 #[test]
 fn whatever_is_on_a_volume_is_a_single_pod() {
     let bucket = json!({ "s3": { "bucket": "images" } });
-    let postgres = json!({ "postgres": { "connectionSecretRef": { "name": "pg", "namespace": "secrets" } } });
+    let postgres =
+        json!({ "postgres": { "connectionSecretRef": { "name": "pg", "namespace": "secrets" } } });
     for (managed, size) in [
-        (json!({ "storage": { "filesystem": { "size": "1Ti", "storageClassName": "slow" } } }), "1Ti"),
+        (
+            json!({ "storage": { "filesystem": { "size": "1Ti", "storageClassName": "slow" } } }),
+            "1Ti",
+        ),
         (json!({ "storage": { "filesystem": {} }, "database": postgres }), "10Gi"),
         (json!({ "storage": bucket }), "2Gi"),
         (json!({ "storage": bucket, "database": { "sqlite": { "size": "5Gi" } } }), "5Gi"),
@@ -102,7 +106,8 @@ fn whatever_is_on_a_volume_is_a_single_pod() {
 
 #[test]
 fn what_is_not_wanted_is_not_there() {
-    let objects = build(&registry(json!({ "networkPolicy": "Disabled" })), &inputs(Backends::default()));
+    let objects =
+        build(&registry(json!({ "networkPolicy": "Disabled" })), &inputs(Backends::default()));
     for kind in ["NetworkPolicy", "PodDisruptionBudget", "Secret", "Certificate", "Deployment"] {
         assert_eq!(named(&objects, kind), Vec::<String>::new(), "{kind}");
     }
@@ -166,7 +171,10 @@ fn names_fit_into_what_is_made_of_them() {
         let workload = Names::of(name).workload();
         assert!(workload.len() <= 52, "{workload}");
         assert!(Names::of(name).admin().len() <= 63);
-        assert!(workload.starts_with(|it: char| it.is_ascii_lowercase()) && !workload.contains('.'), "{workload}");
+        assert!(
+            workload.starts_with(|it: char| it.is_ascii_lowercase()) && !workload.contains('.'),
+            "{workload}"
+        );
     }
     assert_ne!(Names::of("a.b").workload(), Names::of("a-b").workload());
     assert_ne!(Names::of(&longest).workload(), Names::of(&"a".repeat(252)).workload());
@@ -177,7 +185,11 @@ fn clients_and_the_cluster_are_told_where_it_is() {
     let names = Names::of("home");
     for (managed, public, cluster) in [
         (json!({}), "http://home.wharfage.svc", "http://home.wharfage.svc"),
-        (json!({ "tls": { "secretName": "t" } }), "https://home.wharfage.svc", "https://home.wharfage.svc"),
+        (
+            json!({ "tls": { "secretName": "t" } }),
+            "https://home.wharfage.svc",
+            "https://home.wharfage.svc",
+        ),
         (
             json!({ "publicUrl": "https://r.example.com/", "service": { "port": 5000 } }),
             "https://r.example.com",
@@ -188,7 +200,8 @@ fn clients_and_the_cluster_are_told_where_it_is() {
         assert_eq!(public_url(&managed, &names, "wharfage"), public);
         assert_eq!(cluster_url(&managed, &names, "wharfage"), cluster);
         let spec = json!({ "managed": managed });
-        let home = serde_json::from_value(json!({ "metadata": { "name": "home" }, "spec": spec })).unwrap();
+        let home = serde_json::from_value(json!({ "metadata": { "name": "home" }, "spec": spec }))
+            .unwrap();
         assert_eq!(told_url(&home, "wharfage").as_deref(), Some(public));
     }
 }
@@ -198,7 +211,10 @@ fn the_secret_of_the_root_key_has_no_owner() {
     let secret = root_key_secret(&Names::of("home"), "wharfage", &key("AKIAROOT", "root-secret"));
     assert_eq!(secret.metadata.owner_references, None);
     assert_eq!(secret.metadata.labels.unwrap()[REGISTRY_LABEL], "home");
-    assert_eq!(secret.data.unwrap().into_keys().collect::<Vec<_>>(), ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]);
+    assert_eq!(
+        secret.data.unwrap().into_keys().collect::<Vec<_>>(),
+        ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
+    );
 }
 
 #[test]
@@ -214,8 +230,7 @@ fn a_certificate_is_for_the_name_that_clients_use() {
         names(json!({ "tls": issued, "publicUrl": "https://r.example.com:8443" })),
         (json!("home-tls"), json!(["r.example.com"]))
     );
-    let said =
-        json!({ "secretName": "mine", "certManager": { "issuerRef": { "name": "ca" }, "dnsNames": ["a", "b"] } });
+    let said = json!({ "secretName": "mine", "certManager": { "issuerRef": { "name": "ca" }, "dnsNames": ["a", "b"] } });
     assert_eq!(names(json!({ "tls": said })), (json!("mine"), json!(["a", "b"])));
 
     assert_eq!(certificate_trouble(&json!({})), None);
@@ -229,6 +244,9 @@ fn a_stateful_set_keeps_the_templates_that_it_has() {
     let mut wanted = json!({ "spec": { "volumeClaimTemplates": [{ "size": "new" }] } });
     keep_templates(&mut wanted, &json!({ "spec": {} }));
     assert_eq!(wanted["spec"]["volumeClaimTemplates"][0]["size"], "new");
-    keep_templates(&mut wanted, &json!({ "spec": { "volumeClaimTemplates": [{ "size": "old" }] } }));
+    keep_templates(
+        &mut wanted,
+        &json!({ "spec": { "volumeClaimTemplates": [{ "size": "old" }] } }),
+    );
     assert_eq!(wanted["spec"]["volumeClaimTemplates"][0]["size"], "old");
 }

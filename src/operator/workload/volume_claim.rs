@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, PersistentVolumeClaimSpec, VolumeResourceRequirements};
+use k8s_openapi::api::core::v1::{
+    PersistentVolumeClaim, PersistentVolumeClaimSpec, VolumeResourceRequirements,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
@@ -46,7 +48,11 @@ pub(crate) enum VolumeChange {
 
 impl Volume {
     pub(super) fn new(size: Option<Quantity>, default: &str, class: Option<String>) -> Self {
-        Self { sized: size.is_some(), size: size.unwrap_or_else(|| Quantity(default.to_owned())), class }
+        Self {
+            sized: size.is_some(),
+            size: size.unwrap_or_else(|| Quantity(default.to_owned())),
+            class,
+        }
     }
 
     /// Returns the claim's template.
@@ -73,7 +79,11 @@ impl Volume {
 
 /// Returns whether a claim has a volume, or one is reserved for it: then it may contain data.
 pub(crate) fn has_volume(claim: &PersistentVolumeClaim) -> bool {
-    let named = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).is_some_and(|name| !name.is_empty());
+    let named = claim
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.volume_name.as_deref())
+        .is_some_and(|name| !name.is_empty());
     // The volume of a lost claim is gone, yet something was in it.
     let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref());
     named || matches!(phase, Some("Bound" | "Lost"))
@@ -102,8 +112,11 @@ pub(crate) fn claim(wanted: &Volume, current: &PersistentVolumeClaim) -> VolumeC
              another Registry and replicate to it"
         ));
     }
-    let requests = spec.and_then(|spec| spec.resources.as_ref()).and_then(|resources| resources.requests.as_ref());
-    if let Some(size) = requests.and_then(|requests| requests.get(STORAGE)).filter(|_| wanted.sized) {
+    let requests = spec
+        .and_then(|spec| spec.resources.as_ref())
+        .and_then(|resources| resources.requests.as_ref());
+    if let Some(size) = requests.and_then(|requests| requests.get(STORAGE)).filter(|_| wanted.sized)
+    {
         match (amount(&wanted.size), amount(size)) {
             (Some(wanted_amount), Some(amount)) if wanted_amount != amount && !there => {
                 return anew(&size.0, &wanted.size.0);
@@ -118,7 +131,12 @@ pub(crate) fn claim(wanted: &Volume, current: &PersistentVolumeClaim) -> VolumeC
                 ));
             }
             (Some(_), _) => {}
-            (None, _) => return VolumeChange::Refuse(format!("{:?} is no size: write it as 100Gi", wanted.size.0)),
+            (None, _) => {
+                return VolumeChange::Refuse(format!(
+                    "{:?} is no size: write it as 100Gi",
+                    wanted.size.0
+                ));
+            }
         }
     }
     match (&wanted.class, class) {
@@ -131,7 +149,8 @@ pub(crate) fn claim(wanted: &Volume, current: &PersistentVolumeClaim) -> VolumeC
 pub(crate) fn claims_otherwise(wanted: &Value, current: &Value) -> bool {
     let asked = |set: &Value| {
         let spec = &set["spec"]["volumeClaimTemplates"][0]["spec"];
-        let size = spec["resources"]["requests"][STORAGE].as_str().map(|size| Quantity(size.to_owned()));
+        let size =
+            spec["resources"]["requests"][STORAGE].as_str().map(|size| Quantity(size.to_owned()));
         (spec["storageClassName"].as_str().map(str::to_owned), size.as_ref().and_then(amount))
     };
     let wanted = asked(wanted);
@@ -167,11 +186,17 @@ fn amount(quantity: &Quantity) -> Option<f64> {
         ("E", 1e18),
     ];
     let text = quantity.0.trim();
-    let (digits, factor) =
-        SUFFIXES.iter().find_map(|(suffix, factor)| Some((text.strip_suffix(suffix)?, *factor))).unwrap_or((text, 1.0));
+    let (digits, factor) = SUFFIXES
+        .iter()
+        .find_map(|(suffix, factor)| Some((text.strip_suffix(suffix)?, *factor)))
+        .unwrap_or((text, 1.0));
     // Rust reads names of numbers, too, which no quantity is.
     let written = digits.starts_with(|first: char| first.is_ascii_digit() || "+-.".contains(first));
-    digits.parse::<f64>().ok().filter(|amount| written && amount.is_finite()).map(|amount| amount * factor)
+    digits
+        .parse::<f64>()
+        .ok()
+        .filter(|amount| written && amount.is_finite())
+        .map(|amount| amount * factor)
 }
 
 #[cfg(test)]
@@ -181,30 +206,44 @@ mod tests {
     use super::*;
 
     fn current(size: &str, class: &str) -> PersistentVolumeClaim {
-        let spec =
-            json!({ "storageClassName": class, "volumeName": "pv", "resources": { "requests": { "storage": size } } });
+        let spec = json!({ "storageClassName": class, "volumeName": "pv", "resources": { "requests": { "storage": size } } });
         let status = json!({ "phase": "Bound" });
-        serde_json::from_value(json!({ "metadata": { "name": "data-home-0" }, "spec": spec, "status": status }))
-            .unwrap()
+        serde_json::from_value(
+            json!({ "metadata": { "name": "data-home-0" }, "spec": spec, "status": status }),
+        )
+        .unwrap()
     }
 
     /// A claim that has no volume yet.
     fn pending(size: &str, class: Option<&str>) -> PersistentVolumeClaim {
-        let spec = json!({ "storageClassName": class, "resources": { "requests": { "storage": size } } });
+        let spec =
+            json!({ "storageClassName": class, "resources": { "requests": { "storage": size } } });
         let metadata = json!({ "name": "data-home-0", "namespace": "one" });
-        serde_json::from_value(json!({ "metadata": metadata, "spec": spec, "status": { "phase": "Pending" } })).unwrap()
+        serde_json::from_value(
+            json!({ "metadata": metadata, "spec": spec, "status": { "phase": "Pending" } }),
+        )
+        .unwrap()
     }
 
     fn wanted(size: Option<&str>, class: Option<&str>) -> Volume {
-        Volume::new(size.map(|size| Quantity(size.to_owned())), IMAGES_SIZE, class.map(str::to_owned))
+        Volume::new(
+            size.map(|size| Quantity(size.to_owned())),
+            IMAGES_SIZE,
+            class.map(str::to_owned),
+        )
     }
 
     #[test]
     fn a_volume_grows_and_never_shrinks() {
         let there = current("100Gi", "fast");
-        assert_eq!(claim(&wanted(Some("200Gi"), None), &there), VolumeChange::Grow(Quantity("200Gi".to_owned())));
+        assert_eq!(
+            claim(&wanted(Some("200Gi"), None), &there),
+            VolumeChange::Grow(Quantity("200Gi".to_owned()))
+        );
         assert_eq!(claim(&wanted(Some("107374182400"), None), &there), VolumeChange::Keep);
-        let VolumeChange::Refuse(why) = claim(&wanted(Some("50Gi"), None), &there) else { panic!("it shrinks") };
+        let VolumeChange::Refuse(why) = claim(&wanted(Some("50Gi"), None), &there) else {
+            panic!("it shrinks")
+        };
         assert_eq!(
             why,
             "the volume has 100Gi and can't shrink to 50Gi: set size back, or make another Registry and replicate to it"
@@ -219,7 +258,8 @@ mod tests {
     #[test]
     fn a_volume_does_not_change_its_class() {
         assert_eq!(claim(&wanted(None, Some("fast")), &current("1Gi", "fast")), VolumeChange::Keep);
-        let VolumeChange::Refuse(why) = claim(&wanted(None, Some("slow")), &current("1Gi", "fast")) else {
+        let VolumeChange::Refuse(why) = claim(&wanted(None, Some("slow")), &current("1Gi", "fast"))
+        else {
             panic!("it does")
         };
         assert!(why.contains("StorageClass fast") && why.contains("slow"), "{why}");
@@ -259,7 +299,10 @@ mod tests {
         }
         // Both at once: by the size alone, as the claim that is created again has the class.
         assert!(refused(&wanted(Some("5Gi"), Some("fast")), None).contains("can't ask for 5Gi"));
-        assert_eq!(claim(&wanted(Some("10240Mi"), Some("fast")), &pending("10Gi", Some("fast"))), VolumeChange::Keep);
+        assert_eq!(
+            claim(&wanted(Some("10240Mi"), Some("fast")), &pending("10Gi", Some("fast"))),
+            VolumeChange::Keep
+        );
         assert_eq!(claim(&wanted(None, None), &pending("100Gi", Some("fast"))), VolumeChange::Keep);
     }
 
@@ -275,7 +318,11 @@ mod tests {
             (Some("Lost"), None, true),
         ] {
             let claim = json!({ "metadata": {}, "spec": { "volumeName": volume }, "status": { "phase": phase } });
-            assert_eq!(has_volume(&serde_json::from_value(claim).unwrap()), expected, "{phase:?} {volume:?}");
+            assert_eq!(
+                has_volume(&serde_json::from_value(claim).unwrap()),
+                expected,
+                "{phase:?} {volume:?}"
+            );
         }
     }
 
@@ -306,14 +353,22 @@ mod tests {
 
     #[test]
     fn quantities_are_compared_by_what_they_amount_to() {
-        for (text, expected) in
-            [("1Ki", 1024.0), ("1k", 1000.0), ("1e3", 1000.0), ("1.5Gi", 1_610_612_736.0), ("500m", 0.5), ("2E", 2e18)]
-        {
+        for (text, expected) in [
+            ("1Ki", 1024.0),
+            ("1k", 1000.0),
+            ("1e3", 1000.0),
+            ("1.5Gi", 1_610_612_736.0),
+            ("500m", 0.5),
+            ("2E", 2e18),
+        ] {
             assert_eq!(amount(&Quantity(text.to_owned())), Some(expected), "{text}");
         }
         for text in ["", "many", "Gi", "nan", "inf", "1Zi"] {
             assert_eq!(amount(&Quantity(text.to_owned())), None, "{text}");
         }
-        assert!(matches!(claim(&wanted(Some("much"), None), &current("1Gi", "fast")), VolumeChange::Refuse(_)));
+        assert!(matches!(
+            claim(&wanted(Some("much"), None), &current("1Gi", "fast")),
+            VolumeChange::Refuse(_)
+        ));
     }
 }

@@ -25,7 +25,9 @@ fn wanted(yaml: &str) -> Desired {
 }
 
 fn registry(spec: &str) -> String {
-    format!("apiVersion: wharfage.dev/v1alpha1\nkind: Registry\nmetadata: {{name: home}}\nspec: {spec}\n---\n")
+    format!(
+        "apiVersion: wharfage.dev/v1alpha1\nkind: Registry\nmetadata: {{name: home}}\nspec: {spec}\n---\n"
+    )
 }
 
 fn repository(name: &str, spec: &str) -> String {
@@ -44,7 +46,11 @@ fn policy(name: &str, spec: &str) -> String {
 }
 
 fn refusals(desired: &Desired) -> Vec<String> {
-    desired.refused.iter().map(|it| format!("{}: {}: {}", it.object, it.reason, it.message)).collect()
+    desired
+        .refused
+        .iter()
+        .map(|it| format!("{}: {}: {}", it.object, it.reason, it.message))
+        .collect()
 }
 
 #[test]
@@ -63,8 +69,14 @@ fn a_field_that_is_not_set_is_not_desired() {
     assert_eq!((&api.encryption, &api.policy, api.on_removal), (&None, &None, OnRemoval::Retain));
     assert_eq!((web.name.as_str(), web.scan_on_push), ("payments/web", Some(true)));
     let mutability = web.tag_mutability.clone().unwrap();
-    assert_eq!((mutability.mode, mutability.exclusions), (Mutability::MutableWithExclusion, vec!["v*".to_owned()]));
-    assert_eq!((web.on_removal, web.management), (OnRemoval::DeleteWithImages, Management::Suspended));
+    assert_eq!(
+        (mutability.mode, mutability.exclusions),
+        (Mutability::MutableWithExclusion, vec!["v*".to_owned()])
+    );
+    assert_eq!(
+        (web.on_removal, web.management),
+        (OnRemoval::DeleteWithImages, Management::Suspended)
+    );
     assert!(desired.refused.is_empty());
     let note = "Repository payments/web: imageScanningConfiguration is stored, but Wharfage's registry does not scan images yet";
     assert_eq!(desired.notes, [note]);
@@ -84,11 +96,15 @@ fn unenforced_fields_are_noted_except_for_amazon_ecr() {
             "{{{place}, policy: {}, scanningConfiguration: {{rules: [{{scanFrequency: SCAN_ON_PUSH, repositoryFilters: \
              [{{filterType: WILDCARD, filter: '*'}}]}}]}}}}",
             statement(effect, resource)
-        )) + &repository("api", &format!("repositoryPolicy: {deny}, imageScanningConfiguration: {{scanOnPush: true}}"))
-            + &repository(
-                "web",
-                &format!("repositoryPolicy: {allow}, imageScanningConfiguration: {{scanOnPush: false}}"),
-            )
+        )) + &repository(
+            "api",
+            &format!("repositoryPolicy: {deny}, imageScanningConfiguration: {{scanOnPush: true}}"),
+        ) + &repository(
+            "web",
+            &format!(
+                "repositoryPolicy: {allow}, imageScanningConfiguration: {{scanOnPush: false}}"
+            ),
+        )
     };
     let scan = "is stored, but Wharfage's registry does not scan images yet";
     let denied = "has a Deny, which Wharfage's registry does not enforce yet";
@@ -96,8 +112,10 @@ fn unenforced_fields_are_noted_except_for_amazon_ecr() {
         format!("Repository payments/api: repositoryPolicy {denied}"),
         format!("Repository payments/api: imageScanningConfiguration {scan}"),
     ];
-    let of_registry =
-        [format!("Registry home: policy {denied}"), format!("Registry home: scanningConfiguration {scan}")];
+    let of_registry = [
+        format!("Registry home: policy {denied}"),
+        format!("Registry home: scanningConfiguration {scan}"),
+    ];
     for place in ["managed: {}", "region: eu-1, endpoint: {url: 'https://r.example.com'}"] {
         let desired = wanted(&yaml(place, "Deny"));
         assert_eq!(desired.notes, [of_registry.clone(), of_api.clone()].concat(), "{place}");
@@ -105,14 +123,20 @@ fn unenforced_fields_are_noted_except_for_amazon_ecr() {
         assert_eq!(wanted(&yaml(place, "Allow")).notes[0], of_registry[1], "{place}");
     }
     let amazon = wanted(&yaml("region: eu-central-1, aws: {}", "Deny"));
-    assert!(amazon.notes.is_empty() && amazon.refused.is_empty(), "{:?} {:?}", amazon.notes, amazon.refused);
+    assert!(
+        amazon.notes.is_empty() && amazon.refused.is_empty(),
+        "{:?} {:?}",
+        amazon.notes,
+        amazon.refused
+    );
     let nothing = registry("{managed: {}, policy: {}, scanningConfiguration: {}}");
     assert!(wanted(&nothing).notes.is_empty());
 }
 
 #[test]
 fn deletion_protection_wins_over_the_deletion_policy() {
-    let repository = repository("api", "deletionProtection: true, deletionPolicy: Delete, emptyOnDelete: true");
+    let repository =
+        repository("api", "deletionProtection: true, deletionPolicy: Delete, emptyOnDelete: true");
     let desired = wanted(&(registry("{managed: {}}") + &repository));
     assert_eq!(desired.repositories[0].on_removal, OnRemoval::Protected);
 }
@@ -121,16 +145,20 @@ fn deletion_protection_wins_over_the_deletion_policy() {
 fn a_namespace_may_use_only_the_names_that_it_is_allowed() {
     let border = "{managed: {}, allowedNamespaces: [{selector: {matchLabels: {team: payments}}, repositoryPrefixes: [payments/]}]}";
     let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: payments, labels: {team: payments}}\n---\n";
-    let both = repository("api", "repositoryName: payments/api") + &repository("bill", "repositoryName: billing/api");
+    let both = repository("api", "repositoryName: payments/api")
+        + &repository("bill", "repositoryName: billing/api");
     let desired = wanted(&(registry(border) + namespace + &both));
     assert_eq!(desired.repositories.len(), 1);
-    let expected =
-        "Repository payments/bill: NotAllowed: namespace payments may use payments/ in Registry home, not billing/api";
+    let expected = "Repository payments/bill: NotAllowed: namespace payments may use payments/ in Registry home, not billing/api";
     assert_eq!(refusals(&desired), [expected]);
 
     let desired = wanted(&(registry(border) + &both));
     assert!(desired.repositories.is_empty());
-    assert!(refusals(&desired)[0].contains("may not use Registry home"), "{:?}", refusals(&desired));
+    assert!(
+        refusals(&desired)[0].contains("may not use Registry home"),
+        "{:?}",
+        refusals(&desired)
+    );
 }
 
 #[test]
@@ -161,10 +189,15 @@ fn a_selector_chooses_repositories_of_its_namespace_and_registry() {
 #[test]
 fn an_unresolved_reference_waits() {
     let stray = repository("stray", "").replace("name: home}", "name: away}");
-    let manifests = manifests(&(registry("{managed: {}}") + &stray + &policy("keep", "repositoryRef: {name: api}")));
+    let manifests = manifests(
+        &(registry("{managed: {}}") + &stray + &policy("keep", "repositoryRef: {name: api}")),
+    );
     let messages: Vec<String> =
         unresolved(&manifests).iter().map(|it| format!("{}: {}", it.reason, it.message)).collect();
-    assert_eq!(messages, ["ReferenceNotFound: Registry \"away\" does not exist: declare it, or correct registryRef"]);
+    assert_eq!(
+        messages,
+        ["ReferenceNotFound: Registry \"away\" does not exist: declare it, or correct registryRef"]
+    );
     let desired = desired(&manifests, &manifests.registry("home").unwrap().resource, "local");
     assert_eq!(
         refusals(&desired),
@@ -178,7 +211,8 @@ fn an_unresolved_reference_waits() {
 #[test]
 fn unsupported_fields_are_refused() {
     let desired = wanted(&(registry("{managed: {}}") + &repository("open", "visibility: Public")));
-    let reasons: Vec<String> = desired.refused.iter().map(|it| format!("{} {}", it.object, it.reason)).collect();
+    let reasons: Vec<String> =
+        desired.refused.iter().map(|it| format!("{} {}", it.object, it.reason)).collect();
     assert_eq!(reasons, ["Repository payments/open UnsupportedByRegistry"]);
     assert!(desired.repositories.is_empty());
 }
@@ -186,7 +220,10 @@ fn unsupported_fields_are_refused() {
 #[test]
 fn in_use_protection_is_never_ignored() {
     let policies = repository("api", "")
-        + &policy("keep", "repositorySelector: {}, mode: Enforce, inUseProtection: {enabled: true}");
+        + &policy(
+            "keep",
+            "repositorySelector: {}, mode: Enforce, inUseProtection: {enabled: true}",
+        );
     let managed = wanted(&(registry("{managed: {}}") + &policies));
     assert_eq!(managed.lifecycle_policies[0].mode, LifecycleMode::Preview);
     assert!(managed.notes[0].contains("previewed, not enforced"), "{:?}", managed.notes);
@@ -200,10 +237,16 @@ fn in_use_protection_is_never_ignored() {
 #[test]
 fn in_a_cluster_the_operator_enforces_in_use_protection() {
     let of = |mode: &str, enabled: bool| {
-        let spec = format!("repositorySelector: {{}}, mode: {mode}, inUseProtection: {{enabled: {enabled}}}");
-        let manifests =
-            manifests(&(registry("{region: eu-1, aws: {}}") + &repository("api", "") + &policy("keep", &spec)));
-        let desired = desired_in_cluster(&manifests, &manifests.registry("home").unwrap().resource, "local");
+        let spec = format!(
+            "repositorySelector: {{}}, mode: {mode}, inUseProtection: {{enabled: {enabled}}}"
+        );
+        let manifests = manifests(
+            &(registry("{region: eu-1, aws: {}}")
+                + &repository("api", "")
+                + &policy("keep", &spec)),
+        );
+        let desired =
+            desired_in_cluster(&manifests, &manifests.registry("home").unwrap().resource, "local");
         assert!(desired.refused.is_empty() && desired.notes.is_empty());
         (desired.lifecycle_policies[0].mode, desired.lifecycle_policies[0].by)
     };
@@ -245,7 +288,8 @@ fn a_pull_secret_is_noted_as_cluster_only() {
     let desired = wanted(&(registry("{managed: {}}") + secret));
     assert_eq!(desired.notes, ["PullSecret payments/pull has an effect in a cluster only"]);
     assert!(desired.refused.is_empty());
-    let stray = manifests(&(registry("{managed: {}}") + &secret.replace("name: home}", "name: away}")));
+    let stray =
+        manifests(&(registry("{managed: {}}") + &secret.replace("name: home}", "name: away}")));
     assert_eq!(
         unresolved(&stray).iter().map(|it| it.object.to_string()).collect::<Vec<_>>(),
         ["PullSecret payments/pull"]
@@ -255,16 +299,26 @@ fn a_pull_secret_is_noted_as_cluster_only() {
 #[test]
 fn account_settings_are_named_as_ecr_names_them() {
     let desired = wanted(&registry("{managed: {}, accountSettings: {BLOB_MOUNTING: ENABLED}}"));
-    assert_eq!(desired.settings.account_settings, BTreeMap::from([("BLOB_MOUNTING".to_owned(), "ENABLED".to_owned())]));
-    let error = ApiError::new(ErrorKind::UnsupportedOperation, "UnsupportedByRegistry", "no such operation");
-    let without = observed(ObservedSettings { account_settings: Err(error), ..ObservedSettings::default() });
+    assert_eq!(
+        desired.settings.account_settings,
+        BTreeMap::from([("BLOB_MOUNTING".to_owned(), "ENABLED".to_owned())])
+    );
+    let error = ApiError::new(
+        ErrorKind::UnsupportedOperation,
+        "UnsupportedByRegistry",
+        "no such operation",
+    );
+    let without =
+        observed(ObservedSettings { account_settings: Err(error), ..ObservedSettings::default() });
     let plan = plan(&desired, &without);
     assert_eq!((plan.is_empty(), plan.refused[0].reason.as_str()), (true, "UnsupportedByRegistry"));
 }
 
 /// A registry policy as YAML, with this resource.
 fn registry_policy(resource: &str) -> String {
-    format!("{{Statement: [{{Effect: Allow, Principal: '*', Action: 'ecr:ReplicateImage', Resource: {resource}}}]}}")
+    format!(
+        "{{Statement: [{{Effect: Allow, Principal: '*', Action: 'ecr:ReplicateImage', Resource: {resource}}}]}}"
+    )
 }
 
 #[test]
@@ -276,7 +330,8 @@ fn settings_are_desired_without_the_repositories() {
     );
     let manifests = manifests(&(registry(&spec) + &repository("api", "")));
     let registry = &manifests.registry("home").unwrap().resource;
-    let (settings, all) = (desired_settings(registry, "local"), desired(&manifests, registry, "local"));
+    let (settings, all) =
+        (desired_settings(registry, "local"), desired(&manifests, registry, "local"));
     assert!(settings.repositories.is_empty() && settings.refused.is_empty());
     for desired in [&settings, &all] {
         assert_eq!(desired.settings.account_settings.len(), 1);
@@ -287,7 +342,8 @@ fn settings_are_desired_without_the_repositories() {
         let policy = desired.settings.policy.clone().unwrap().unwrap();
         assert_eq!(policy["Statement"][0]["Resource"], "*");
     }
-    let calls = |plan: crate::Plan| plan.steps.into_iter().flat_map(|step| step.calls).collect::<Vec<_>>();
+    let calls =
+        |plan: crate::Plan| plan.steps.into_iter().flat_map(|step| step.calls).collect::<Vec<_>>();
     let calls = calls(plan(&settings, &Observed::default()));
     assert!(
         matches!(
@@ -329,8 +385,7 @@ fn different_settings_of_one_registry_are_contested() {
 
 #[test]
 fn an_absent_setting_is_left_unchanged_and_an_empty_one_reset() {
-    let statement =
-        serde_json::json!({ "Statement": { "Effect": "Deny", "Principal": "*", "Action": "*", "Resource": "*" } });
+    let statement = serde_json::json!({ "Statement": { "Effect": "Deny", "Principal": "*", "Action": "*", "Resource": "*" } });
     let filters = vec!["a".to_owned()];
     let rules = vec![ScanningRule { scan_frequency: ScanFrequency::ScanOnPush, filters }];
     let found = observed(ObservedSettings {
@@ -357,9 +412,11 @@ fn an_absent_setting_is_left_unchanged_and_an_empty_one_reset() {
 
 #[test]
 fn a_registry_policy_is_compared_by_its_meaning() {
-    let desired = wanted(&registry(&format!("{{managed: {{}}, policy: {}}}", registry_policy("['*']"))));
-    let found =
-        |document: Value| observed(ObservedSettings { policy: Ok(Some(document)), ..ObservedSettings::default() });
+    let desired =
+        wanted(&registry(&format!("{{managed: {{}}, policy: {}}}", registry_policy("['*']"))));
+    let found = |document: Value| {
+        observed(ObservedSettings { policy: Ok(Some(document)), ..ObservedSettings::default() })
+    };
     let same = serde_json::json!({ "Version": "2008-10-17", "Statement": {
         "Effect": "Allow", "Principal": { "AWS": ["*"] }, "Action": ["ECR:replicateimage"], "Resource": "*",
     } });
@@ -399,14 +456,24 @@ fn an_invalid_repository_policy_is_refused() {
     let policy = "repositoryPolicy: {Version: '2012-10-17', Statement: [{Effect: Maybe, Principal: '*', Action: 'ecr:PutImage'}]}";
     let desired = wanted(&(registry("{managed: {}}") + &repository("api", policy)));
     assert_eq!(desired.refused[0].reason.as_str(), "InvalidParameterException");
-    assert!(desired.refused[0].message.starts_with("repositoryPolicy is not valid: "), "{:?}", desired.refused);
-    assert!(wanted(&(registry("{region: eu-1, aws: {}}") + &repository("api", policy))).refused.is_empty());
+    assert!(
+        desired.refused[0].message.starts_with("repositoryPolicy is not valid: "),
+        "{:?}",
+        desired.refused
+    );
+    assert!(
+        wanted(&(registry("{region: eu-1, aws: {}}") + &repository("api", policy)))
+            .refused
+            .is_empty()
+    );
 }
 
 #[test]
 fn documents_are_checked_as_a_whole() {
     let statement = |sid: &str, effect: &str| {
-        format!("repositoryPolicy: {{Statement: [{{Sid: {sid}, Effect: {effect}, Principal: '*', Action: 'ecr:*'}}]}}")
+        format!(
+            "repositoryPolicy: {{Statement: [{{Sid: {sid}, Effect: {effect}, Principal: '*', Action: 'ecr:*'}}]}}"
+        )
     };
     let rule = |priority: u32, list: &str, description: &str| {
         format!(

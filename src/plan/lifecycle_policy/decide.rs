@@ -7,7 +7,8 @@ use serde_json::Value;
 use crate::diff::lifecycle_changes;
 use crate::field_change::change;
 use crate::model::{
-    Adoption, DesiredLifecyclePolicy, EnforcedBy, LifecycleMode, Management, ObservedRepository, Refused,
+    Adoption, DesiredLifecyclePolicy, EnforcedBy, LifecycleMode, Management, ObservedRepository,
+    Refused,
 };
 use crate::ownership::{LifecycleOwner, MAX_TAGS, Ownership, is_lifecycle_tag, too_many_tags};
 use crate::{Action, Desired, FieldChange, RepositoryCall, Step};
@@ -59,8 +60,9 @@ fn enforce(
             return refused(Reason::OwnedByAnother, message);
         }
         None if current.is_some() && wanted.adoption == Adoption::Create => {
-            let message =
-                format!("{name} has a lifecycle policy, and adoptionPolicy is Create: set AdoptOrCreate to replace it");
+            let message = format!(
+                "{name} has a lifecycle policy, and adoptionPolicy is Create: set AdoptOrCreate to replace it"
+            );
             return refused(Reason::AlreadyExists, message);
         }
         None if current.is_none() && wanted.adoption == Adoption::Adopt => {
@@ -80,18 +82,24 @@ fn enforce(
         return refused(Reason::TooManyTagsException, too_many_tags(name, found.tags.len()));
     }
     if let Some(before) = before.as_ref().filter(|before| before.delete != owner.delete) {
-        let policy = |owner: &LifecycleOwner| Some((if owner.delete { "Delete" } else { "Retain" }).to_owned());
+        let policy = |owner: &LifecycleOwner| {
+            Some((if owner.delete { "Delete" } else { "Retain" }).to_owned())
+        };
         changes.push(change("deletionPolicy", policy(before), policy(&owner)));
     }
     // The tag comes first: it makes the policy ours, so the next plan continues one that was interrupted.
     if before.as_ref() != Some(&owner) {
-        calls.push(RepositoryCall::TagResource(Ownership { lifecycle: Some(owner), ..Ownership::default() }.tags()));
+        calls.push(RepositoryCall::TagResource(
+            Ownership { lifecycle: Some(owner), ..Ownership::default() }.tags(),
+        ));
     }
     match (wanted.by, current) {
         (EnforcedBy::Registry, Some(current)) if equivalent(current, &wanted.document) => {}
         (EnforcedBy::Registry, current) => {
             match current {
-                Some(current) => changes.extend(lifecycle_changes("lifecyclePolicy", current, &wanted.document)),
+                Some(current) => {
+                    changes.extend(lifecycle_changes("lifecyclePolicy", current, &wanted.document))
+                }
                 None => changes.push(change("lifecyclePolicy", None, Some(show(&wanted.document)))),
             }
             calls.push(RepositoryCall::PutLifecyclePolicy(wanted.document.to_string()));
@@ -111,7 +119,9 @@ fn enforce(
     };
     if changes.is_empty() && !calls.is_empty() {
         changes.push(match action {
-            Action::Create => change("enforced by the operator", None, Some(show(&wanted.document))),
+            Action::Create => {
+                change("enforced by the operator", None, Some(show(&wanted.document)))
+            }
             _ => change("ownership tags", None, None),
         });
     }
@@ -137,7 +147,8 @@ fn preview(
     }
     let previewed = found.and_then(|found| found.preview.as_ref());
     // The operator evaluates what the registry cannot.
-    if wanted.by == EnforcedBy::Registry && !previewed.is_some_and(|previewed| equivalent(previewed, &wanted.document))
+    if wanted.by == EnforcedBy::Registry
+        && !previewed.is_some_and(|previewed| equivalent(previewed, &wanted.document))
     {
         changes.push(change("preview", None, Some(show(&wanted.document))));
         calls.push(RepositoryCall::StartLifecyclePolicyPreview(wanted.document.to_string()));
@@ -154,7 +165,9 @@ pub(super) fn reevaluation(wanted: &DesiredLifecyclePolicy, name: &RepositoryNam
         key: name.clone().into(),
         arn: None,
         changes: Vec::new(),
-        calls: vec![RepositoryCall::StartLifecyclePolicyPreview(wanted.document.to_string()).into()],
+        calls: vec![
+            RepositoryCall::StartLifecyclePolicyPreview(wanted.document.to_string()).into(),
+        ],
     })
 }
 
@@ -199,5 +212,7 @@ pub(crate) fn show_rule(rule: &Rule) -> String {
 
 /// Returns the call that removes the tag with the policy's owner.
 pub(super) fn untag(found: &ObservedRepository) -> RepositoryCall {
-    RepositoryCall::UntagResource(found.tags.keys().filter(|key| is_lifecycle_tag(key)).cloned().collect())
+    RepositoryCall::UntagResource(
+        found.tags.keys().filter(|key| is_lifecycle_tag(key)).cloned().collect(),
+    )
 }

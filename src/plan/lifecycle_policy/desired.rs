@@ -20,8 +20,12 @@ impl<'a> RepositoryIndex<'a> {
         let mut named = BTreeMap::<_, BTreeMap<_, Vec<_>>>::new();
         for repository in repositories {
             let metadata = &repository.metadata;
-            let namespace = named.entry(metadata.namespace.as_deref().unwrap_or_default()).or_default();
-            namespace.entry(metadata.name.as_deref().unwrap_or_default()).or_default().push(*repository);
+            let namespace =
+                named.entry(metadata.namespace.as_deref().unwrap_or_default()).or_default();
+            namespace
+                .entry(metadata.name.as_deref().unwrap_or_default())
+                .or_default()
+                .push(*repository);
         }
         Self(named)
     }
@@ -61,7 +65,9 @@ pub(super) fn read(
         return;
     }
     if repositories.is_empty() {
-        desired.notes.push(format!("{object}: its repositorySelector chooses no Repository of its namespace yet"));
+        desired.notes.push(format!(
+            "{object}: its repositorySelector chooses no Repository of its namespace yet"
+        ));
     }
     let document = policy.document();
     if let Err(fault) = check_lifecycle_policy(&document) {
@@ -82,7 +88,11 @@ pub(super) fn read(
         if registry.spec.managed.is_none() {
             const MESSAGE: &str = "inUseProtection needs Wharfage's operator, which sees the Pods: leave inUseProtection out, \
                                    or set mode to Preview";
-            desired.refused.push(Refused::new(&object, Reason::UnsupportedByRegistry, MESSAGE.to_owned()));
+            desired.refused.push(Refused::new(
+                &object,
+                Reason::UnsupportedByRegistry,
+                MESSAGE.to_owned(),
+            ));
             return;
         }
         mode = LifecycleMode::Preview;

@@ -8,7 +8,9 @@ pub(crate) use decide::show_rule;
 
 use super::context::PlanContext;
 use super::kinds::ObjectKind;
-use super::model::{DesiredLifecyclePolicy, LifecycleMode, Management, ObservedRepository, Refused};
+use super::model::{
+    DesiredLifecyclePolicy, LifecycleMode, Management, ObservedRepository, Refused,
+};
 use super::ownership::LifecycleOwner;
 use super::resources::ManifestInput;
 use super::{Action, Desired, Plan, RepositoryCall, Step, identity, repository};
@@ -70,7 +72,9 @@ fn plan_one(
     if wanted.management != Management::Full {
         return Ok(None);
     }
-    if let Some(governor) = context.governor(name, wanted.mode).filter(|governor| **governor != wanted.object) {
+    if let Some(governor) =
+        context.governor(name, wanted.mode).filter(|governor| **governor != wanted.object)
+    {
         let message = format!(
             "{name} in {registry} has its lifecycle policy from {governor}: a repository has one, so join the rules, or choose \
              other repositories"
@@ -78,18 +82,31 @@ fn plan_one(
         return Err(Refused::new(&wanted.object, Reason::OwnedByAnother, message));
     }
     let is_enforced = context.governor(name, LifecycleMode::Enforce).is_some();
-    decide::decide(context.desired, wanted, name, context.observed.repositories.get(name), is_enforced)
+    decide::decide(
+        context.desired,
+        wanted,
+        name,
+        context.observed.repositories.get(name),
+        is_enforced,
+    )
 }
 
 /// Returns the step that releases the lifecycle policy of a repository whose manifest is gone, or deletes it if the manifest
 /// said so. A policy of a repository that is deleted needs no step.
-fn release(context: &PlanContext<'_>, name: &RepositoryName, found: &ObservedRepository) -> Option<Step> {
+fn release(
+    context: &PlanContext<'_>,
+    name: &RepositoryName,
+    found: &ObservedRepository,
+) -> Option<Step> {
     let owner = LifecycleOwner::read(&found.tags)?;
     let cluster = &context.desired.cluster;
-    let is_kept = context.refused().iter().any(|object| object.kind == KIND && owner.is(cluster, object))
-        || context.policies(name).iter().any(|it| owner.is(cluster, &it.object))
-        || context.governor(name, LifecycleMode::Enforce).is_some();
-    let is_deleted = || repository::release(context, name, found).is_some_and(|step| step.action == Action::Delete);
+    let is_kept =
+        context.refused().iter().any(|object| object.kind == KIND && owner.is(cluster, object))
+            || context.policies(name).iter().any(|it| owner.is(cluster, &it.object))
+            || context.governor(name, LifecycleMode::Enforce).is_some();
+    let is_deleted = || {
+        repository::release(context, name, found).is_some_and(|step| step.action == Action::Delete)
+    };
     if !identity::releases(cluster, &owner.cluster) || is_kept || is_deleted() {
         return None;
     }

@@ -5,9 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::context::PlanContext;
 use crate::diff::policy_changes;
 use crate::field_change::change;
-use crate::model::{Adoption, ApiError, DesiredRepository, Management, ObservedRepository, Refused};
+use crate::model::{
+    Adoption, ApiError, DesiredRepository, Management, ObservedRepository, Refused,
+};
 use crate::ownership::{
-    LifecycleOwner, MAX_TAGS, Manages, OWN_TAGS, Owner, Ownership, PREFIX, fingerprint, is_owner_tag, too_many_tags,
+    LifecycleOwner, MAX_TAGS, Manages, OWN_TAGS, Owner, Ownership, PREFIX, fingerprint,
+    is_owner_tag, too_many_tags,
 };
 use crate::{Action, Desired, FieldChange, Object, RepositoryCall, Step};
 use wharfage_crd::Reason;
@@ -29,10 +32,13 @@ pub(super) fn decide(context: &PlanContext, wanted: &DesiredRepository) -> Repos
     let is_usable = availability.is_ok() && found.is_some();
     match wanted.management {
         Management::Full => {
-            let step = availability.and_then(|it| change_repository(context.desired, wanted, found, it));
+            let step =
+                availability.and_then(|it| change_repository(context.desired, wanted, found, it));
             RepositoryDecision { is_usable: step.is_ok(), step }
         }
-        Management::Observe => RepositoryDecision { step: observe(context, wanted, found).map(|()| None), is_usable },
+        Management::Observe => {
+            RepositoryDecision { step: observe(context, wanted, found).map(|()| None), is_usable }
+        }
         Management::Suspended => RepositoryDecision { step: Ok(None), is_usable },
     }
 }
@@ -128,7 +134,9 @@ fn change_repository(
         if wanted.adoption == Adoption::Adopt {
             return refused(
                 Reason::NotFound,
-                format!("{name} does not exist, and adoptionPolicy is Adopt: create it, or set AdoptOrCreate"),
+                format!(
+                    "{name} does not exist, and adoptionPolicy is Adopt: create it, or set AdoptOrCreate"
+                ),
             );
         }
         return Ok(Some(create(desired, wanted)));
@@ -139,7 +147,9 @@ fn change_repository(
         Availability::Unowned if wanted.adoption == Adoption::Create => {
             return refused(
                 Reason::AlreadyExists,
-                format!("{name} exists, and adoptionPolicy is Create: set AdoptOrCreate to adopt it"),
+                format!(
+                    "{name} exists, and adoptionPolicy is Create: set AdoptOrCreate to adopt it"
+                ),
             );
         }
         Availability::Unowned => Action::Adopt,
@@ -161,7 +171,8 @@ fn change_repository(
         );
     }
     let count = count_tags(wanted, found);
-    let is_new = action == Action::Adopt || wanted.tags.keys().any(|key| !found.tags.contains_key(key));
+    let is_new =
+        action == Action::Adopt || wanted.tags.keys().any(|key| !found.tags.contains_key(key));
     if is_new && count > MAX_TAGS - OWN_TAGS {
         return refused(Reason::TooManyTagsException, too_many_tags(name, count));
     }
@@ -169,10 +180,17 @@ fn change_repository(
 }
 
 /// Returns the tags to remove: those that the owner's manifest no longer sets, and ours that this version does not write.
-fn stale_tags(wanted: &DesiredRepository, found: &ObservedRepository, had: &Manages) -> Vec<String> {
-    let ours = Ownership { owner: Some(Owner::new("", &wanted.object)), ..Ownership::default() }.tags();
+fn stale_tags(
+    wanted: &DesiredRepository,
+    found: &ObservedRepository,
+    had: &Manages,
+) -> Vec<String> {
+    let ours =
+        Ownership { owner: Some(Owner::new("", &wanted.object)), ..Ownership::default() }.tags();
     let stays = |key: &String| wanted.tags.contains_key(key) || ours.contains_key(key);
-    let stale = |key: &String| !stays(key) && (had.tag_keys.contains(&fingerprint(key)) || is_owner_tag(key));
+    let stale = |key: &String| {
+        !stays(key) && (had.tag_keys.contains(&fingerprint(key)) || is_owner_tag(key))
+    };
     found.tags.keys().filter(|key| stale(key)).cloned().collect()
 }
 
@@ -186,7 +204,8 @@ fn count_tags(wanted: &DesiredRepository, found: &ObservedRepository) -> usize {
 /// Returns whether two encryption settings may mean the same key. ECR returns a key id as a full ARN, and an alias does not
 /// reveal its key.
 fn same_encryption(wanted: &(String, Option<String>), found: &(String, Option<String>)) -> bool {
-    let key = |wanted: &str, found: &str| found == wanted || found.ends_with(&format!(":key/{wanted}"));
+    let key =
+        |wanted: &str, found: &str| found == wanted || found.ends_with(&format!(":key/{wanted}"));
     wanted.0 == found.0
         && match (&wanted.1, &found.1) {
             (Some(wanted), Some(found)) => wanted.contains("alias/") || key(wanted, found),
@@ -222,7 +241,8 @@ fn tags(
 fn create(desired: &Desired, wanted: &DesiredRepository) -> Step {
     let tag_mutability = wanted.tag_mutability.clone().unwrap_or(TagMutability::MUTABLE);
     let scan_on_push = wanted.scan_on_push.unwrap_or_default();
-    let mut changes = vec![change("imageTagMutability", None, Some(show_mutability(&tag_mutability)))];
+    let mut changes =
+        vec![change("imageTagMutability", None, Some(show_mutability(&tag_mutability)))];
     if scan_on_push {
         changes.push(change("scanOnPush", None, Some("true".into())));
     }
@@ -230,10 +250,16 @@ fn create(desired: &Desired, wanted: &DesiredRepository) -> Step {
         changes.push(change("encryptionType", None, Some(kind.clone())));
         changes.extend(key.as_ref().map(|key| change("kmsKey", None, Some(key.clone()))));
     }
-    changes.extend(wanted.tags.iter().map(|(key, value)| change(&format!("tags.{key}"), None, Some(value.clone()))));
+    changes.extend(
+        wanted
+            .tags
+            .iter()
+            .map(|(key, value)| change(&format!("tags.{key}"), None, Some(value.clone()))),
+    );
     let tags = tags(desired, wanted, manages(wanted), None);
     let encryption = wanted.encryption.clone();
-    let mut calls = vec![RepositoryCall::CreateRepository { tag_mutability, scan_on_push, encryption, tags }];
+    let mut calls =
+        vec![RepositoryCall::CreateRepository { tag_mutability, scan_on_push, encryption, tags }];
     if let Some(document) = &wanted.policy {
         changes.push(change("repositoryPolicy", None, Some(document.to_string())));
         calls.push(RepositoryCall::SetRepositoryPolicy(document.to_string()));
@@ -249,7 +275,12 @@ fn create(desired: &Desired, wanted: &DesiredRepository) -> Step {
 }
 
 /// Returns the step for a repository that exists. A field that the manifest does not set, and never set, is left unchanged.
-fn update(desired: &Desired, wanted: &DesiredRepository, found: &ObservedRepository, action: Action) -> Option<Step> {
+fn update(
+    desired: &Desired,
+    wanted: &DesiredRepository,
+    found: &ObservedRepository,
+    action: Action,
+) -> Option<Step> {
     let before = Ownership::read(&found.tags);
     let had = &before.manages;
     let (mut changes, mut calls) = (Vec::new(), Vec::new());
@@ -265,14 +296,25 @@ fn update(desired: &Desired, wanted: &DesiredRepository, found: &ObservedReposit
     if let Some(scan_on_push) = wanted.scan_on_push.or_else(|| had.scanning.then_some(false))
         && scan_on_push != found.scan_on_push
     {
-        changes.push(change("scanOnPush", Some(found.scan_on_push.to_string()), Some(scan_on_push.to_string())));
+        changes.push(change(
+            "scanOnPush",
+            Some(found.scan_on_push.to_string()),
+            Some(scan_on_push.to_string()),
+        ));
         calls.push(RepositoryCall::PutImageScanningConfiguration { scan_on_push });
     }
     match (&wanted.policy, &found.policy) {
         (Some(to), from)
-            if !from.as_ref().is_some_and(|from| policy::equivalent(policy::Kind::Repository, from, to)) =>
+            if !from
+                .as_ref()
+                .is_some_and(|from| policy::equivalent(policy::Kind::Repository, from, to)) =>
         {
-            changes.extend(policy_changes(policy::Kind::Repository, "repositoryPolicy", from.as_ref(), Some(to)));
+            changes.extend(policy_changes(
+                policy::Kind::Repository,
+                "repositoryPolicy",
+                from.as_ref(),
+                Some(to),
+            ));
             calls.push(RepositoryCall::SetRepositoryPolicy(to.to_string()));
         }
         (None, Some(from)) if had.policy => {
@@ -291,10 +333,13 @@ fn update(desired: &Desired, wanted: &DesiredRepository, found: &ObservedReposit
     let first = tags(desired, wanted, meanwhile, before.lifecycle.clone());
     let gone = stale_tags(wanted, found, had);
     changes.extend(tag_changes(wanted, found, &gone));
-    let different = |tags: BTreeMap<String, String>, from: &BTreeMap<String, String>| -> BTreeMap<String, String> {
+    let different = |tags: BTreeMap<String, String>,
+                     from: &BTreeMap<String, String>|
+     -> BTreeMap<String, String> {
         tags.into_iter().filter(|(key, value)| from.get(key) != Some(value)).collect()
     };
-    let (first, last) = (different(first.clone(), &found.tags), different(last, &with(&found.tags, &first)));
+    let (first, last) =
+        (different(first.clone(), &found.tags), different(last, &with(&found.tags, &first)));
     if !first.is_empty() {
         calls.insert(0, RepositoryCall::TagResource(first));
     }
@@ -305,7 +350,11 @@ fn update(desired: &Desired, wanted: &DesiredRepository, found: &ObservedReposit
         calls.push(RepositoryCall::TagResource(last));
     }
     if action == Action::Update && wanted.on_removal != had.on_removal {
-        changes.push(change("deletionPolicy", Some(had.on_removal.to_string()), Some(wanted.on_removal.to_string())));
+        changes.push(change(
+            "deletionPolicy",
+            Some(had.on_removal.to_string()),
+            Some(wanted.on_removal.to_string()),
+        ));
     }
     if changes.is_empty() && action == Action::Update && !calls.is_empty() {
         changes.push(change("ownership tags", None, None));
@@ -329,16 +378,25 @@ pub fn differences(wanted: &DesiredRepository, found: &ObservedRepository) -> Ve
     step.map(|step| step.changes).unwrap_or_default()
 }
 
-fn with(tags: &BTreeMap<String, String>, more: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+fn with(
+    tags: &BTreeMap<String, String>,
+    more: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
     let mut tags = tags.clone();
     tags.extend(more.iter().map(|(key, value)| (key.clone(), value.clone())));
     tags
 }
 
 /// Returns the changes of the manifest's own tags.
-fn tag_changes(wanted: &DesiredRepository, found: &ObservedRepository, gone: &[String]) -> Vec<FieldChange> {
+fn tag_changes(
+    wanted: &DesiredRepository,
+    found: &ObservedRepository,
+    gone: &[String],
+) -> Vec<FieldChange> {
     let new = wanted.tags.iter().filter(|(key, value)| found.tags.get(*key) != Some(value));
-    let new = new.map(|(key, to)| change(&format!("tags.{key}"), found.tags.get(key).cloned(), Some(to.clone())));
+    let new = new.map(|(key, to)| {
+        change(&format!("tags.{key}"), found.tags.get(key).cloned(), Some(to.clone()))
+    });
     let gone = gone.iter().filter(|key| !key.starts_with(PREFIX));
     let gone = gone.map(|key| change(&format!("tags.{key}"), found.tags.get(key).cloned(), None));
     new.chain(gone).collect()

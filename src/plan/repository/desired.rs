@@ -23,11 +23,19 @@ pub(super) fn read(
 ) -> Result<DesiredRepository, Refused> {
     let object = object(resource);
     let name = resource.repository_name().map_err(|error| {
-        Refused::new(&object, Reason::InvalidParameterException, format!("{error}: set repositoryName"))
+        Refused::new(
+            &object,
+            Reason::InvalidParameterException,
+            format!("{error}: set repositoryName"),
+        )
     })?;
     let labels = resources.namespace_labels(&object.namespace);
     if !registry.allows(Some(&labels), name.as_str()) {
-        return Err(Refused::new(&object, Reason::NotAllowed, not_allowed(registry, &object, &labels, name.as_str())));
+        return Err(Refused::new(
+            &object,
+            Reason::NotAllowed,
+            not_allowed(registry, &object, &labels, name.as_str()),
+        ));
     }
     let spec = &resource.spec;
     if resource.visibility() == Visibility::Public {
@@ -46,19 +54,28 @@ pub(super) fn read(
         return Err(Refused::new(&object, Reason::UnsupportedByRegistry, message));
     }
     let policy = spec.repository_policy.as_ref().map(|document| document.to_value());
-    if let Some(Err(fault)) = policy.as_ref().map(|document| check_policy(registry, Kind::Repository, document)) {
+    if let Some(Err(fault)) =
+        policy.as_ref().map(|document| check_policy(registry, Kind::Repository, document))
+    {
         let message = format!("repositoryPolicy is not valid: {fault}");
         return Err(Refused::new(&object, Reason::InvalidParameterException, message));
     }
     let tag_mutability = spec.image_tag_mutability.map(|mode| TagMutability {
         mode,
-        exclusions: spec.image_tag_mutability_exclusion_filters.iter().map(|it| it.filter.clone()).collect(),
+        exclusions: spec
+            .image_tag_mutability_exclusion_filters
+            .iter()
+            .map(|it| it.filter.clone())
+            .collect(),
     });
     Ok(DesiredRepository {
         name,
         tag_mutability,
-        scan_on_push: spec.image_scanning_configuration.map(|it| it.scan_on_push.unwrap_or_default()),
-        encryption: encryption.map(|it| (it.encryption_type.as_str().to_owned(), it.kms_key.clone())),
+        scan_on_push: spec
+            .image_scanning_configuration
+            .map(|it| it.scan_on_push.unwrap_or_default()),
+        encryption: encryption
+            .map(|it| (it.encryption_type.as_str().to_owned(), it.kms_key.clone())),
         policy,
         tags: spec.tags.clone(),
         management: management(resource),
@@ -79,7 +96,12 @@ pub fn on_removal(resource: &Repository) -> OnRemoval {
 }
 
 /// Returns a sentence that names the allowed prefixes of the namespace.
-fn not_allowed(registry: &Registry, object: &Object, labels: &BTreeMap<String, String>, name: &str) -> String {
+fn not_allowed(
+    registry: &Registry,
+    object: &Object,
+    labels: &BTreeMap<String, String>,
+    name: &str,
+) -> String {
     let entries = registry.spec.allowed_namespaces.iter().flatten();
     let prefixes: Vec<&str> = entries
         .filter(|entry| selects(&entry.selector, Some(labels)))
@@ -91,5 +113,8 @@ fn not_allowed(registry: &Registry, object: &Object, labels: &BTreeMap<String, S
             "namespace {namespace} may not use Registry {registry}: none of its allowedNamespaces selects the namespace's labels"
         );
     }
-    format!("namespace {namespace} may use {} in Registry {registry}, not {name}", prefixes.join(", "))
+    format!(
+        "namespace {namespace} may use {} in Registry {registry}, not {name}",
+        prefixes.join(", ")
+    )
 }

@@ -30,7 +30,9 @@ impl ObjectKind for RepositoryKind {
             match desired::read(input.resources, registry, resource) {
                 Ok(wanted) => {
                     let notes = unenforced(registry, &wanted);
-                    desired.notes.extend(notes.iter().map(|note| format!("{}: {note}", wanted.object)));
+                    desired
+                        .notes
+                        .extend(notes.iter().map(|note| format!("{}: {note}", wanted.object)));
                     desired.repositories.push(wanted);
                 }
                 Err(refused) => desired.refused.push(refused),

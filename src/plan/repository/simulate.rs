@@ -7,7 +7,9 @@ use crate::model::ObservedRepository;
 impl ObservedRepository {
     /// Returns the repository that a CreateRepository creates; `None` for any other call.
     pub fn created(arn: String, call: &RepositoryCall) -> Option<Self> {
-        let RepositoryCall::CreateRepository { tag_mutability, scan_on_push, encryption, tags } = call else {
+        let RepositoryCall::CreateRepository { tag_mutability, scan_on_push, encryption, tags } =
+            call
+        else {
             return None;
         };
         Some(Self {
@@ -28,7 +30,9 @@ impl ObservedRepository {
         let document = |text: &str| serde_json::from_str(text).ok();
         match call {
             RepositoryCall::PutImageTagMutability(to) => self.tag_mutability = to.clone(),
-            RepositoryCall::PutImageScanningConfiguration { scan_on_push } => self.scan_on_push = *scan_on_push,
+            RepositoryCall::PutImageScanningConfiguration { scan_on_push } => {
+                self.scan_on_push = *scan_on_push
+            }
             RepositoryCall::TagResource(tags) => self.tags.extend(tags.clone()),
             RepositoryCall::UntagResource(keys) => self.tags.retain(|key, _| !keys.contains(key)),
             RepositoryCall::SetRepositoryPolicy(text) => self.policy = document(text),

@@ -33,7 +33,8 @@ pub fn contested(one: &Desired, other: &Desired) -> Option<String> {
 
 /// Returns the account settings of one Registry as entries. ECR cannot remove one, so nothing is remembered.
 fn author(settings: &DesiredSettings) -> Author<String, String> {
-    let desired = settings.account_settings.iter().map(|(name, value)| (name.clone(), value.clone()));
+    let desired =
+        settings.account_settings.iter().map(|(name, value)| (name.clone(), value.clone()));
     Author { desired: desired.collect(), last_applied: BTreeSet::new() }
 }
 
@@ -51,10 +52,12 @@ fn account_settings(desired: &Desired, observed: &Observed) -> Decision {
     }
     let found = readable(desired, "accountSettings", &observed.settings.account_settings)?;
     let current: Vec<_> = found.clone().into_iter().collect();
-    let merged: BTreeMap<_, _> = merge(&current, &[author(&desired.settings)]).document.into_iter().collect();
+    let merged: BTreeMap<_, _> =
+        merge(&current, &[author(&desired.settings)]).document.into_iter().collect();
     let different = merged.iter().filter(|(name, value)| found.get(*name) != Some(value));
     let changes = different.map(|(name, to)| {
-        let changed = change(&format!("accountSettings.{name}"), found.get(name).cloned(), Some(to.clone()));
+        let changed =
+            change(&format!("accountSettings.{name}"), found.get(name).cloned(), Some(to.clone()));
         (changed, SettingsCall::PutAccountSetting { name: name.clone(), value: to.clone() })
     });
     Ok(step(desired, RegistryDocument::AccountSettings, changes.unzip()))
@@ -77,7 +80,9 @@ fn policy(desired: &Desired, observed: &Observed) -> Decision {
     let found = readable(desired, "policy", &observed.settings.policy)?;
     let call = match (to, found) {
         (None, None) => return Ok(None),
-        (Some(to), Some(found)) if policy::equivalent(policy::Kind::Registry, to, found) => return Ok(None),
+        (Some(to), Some(found)) if policy::equivalent(policy::Kind::Registry, to, found) => {
+            return Ok(None);
+        }
         (Some(to), _) => SettingsCall::PutRegistryPolicy(to.to_string()),
         (None, Some(_)) => SettingsCall::DeleteRegistryPolicy,
     };
@@ -89,7 +94,11 @@ fn registry(desired: &Desired) -> Object {
     Object { kind: KIND, namespace: String::new(), name: desired.registry.clone() }
 }
 
-fn readable<'o, T>(desired: &Desired, field: &str, found: &'o Result<T, ApiError>) -> Result<&'o T, Refused> {
+fn readable<'o, T>(
+    desired: &Desired,
+    field: &str,
+    found: &'o Result<T, ApiError>,
+) -> Result<&'o T, Refused> {
     found.as_ref().map_err(|error| Refused {
         object: registry(desired),
         reason: Reason::of_error(&error.name),

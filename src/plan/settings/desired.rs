@@ -12,7 +12,11 @@ use wharfage_domain::scanning::{ScanFrequency, ScanningConfiguration, ScanningRu
 
 /// Returns the desired settings of a registry as a whole, and nothing that is in it.
 pub fn desired_settings(registry: &Registry, cluster: &str) -> Desired {
-    let mut desired = Desired { cluster: cluster.to_owned(), registry: registry.name_any(), ..Desired::default() };
+    let mut desired = Desired {
+        cluster: cluster.to_owned(),
+        registry: registry.name_any(),
+        ..Desired::default()
+    };
     let RegistrySpec { account_settings, scanning_configuration, policy, .. } = &registry.spec;
     let given = account_settings.clone().unwrap_or_default().given();
     desired.settings.account_settings =
@@ -27,7 +31,11 @@ pub fn desired_settings(registry: &Registry, cluster: &str) -> Desired {
             Ok(()) => desired.settings.policy = Some(Some(document)),
             Err(fault) => {
                 let message = format!("policy is not valid: {fault}");
-                desired.refused.push(Refused::new(&object(registry), Reason::InvalidParameterException, message));
+                desired.refused.push(Refused::new(
+                    &object(registry),
+                    Reason::InvalidParameterException,
+                    message,
+                ));
             }
         },
         None => {}

@@ -74,7 +74,11 @@ impl ObservedSettings {
     /// Returns why settings could not be read.
     pub fn errors(&self) -> impl Iterator<Item = &ApiError> {
         let Self { account_settings, policy, scanning_configuration } = self;
-        let errors = [account_settings.as_ref().err(), policy.as_ref().err(), scanning_configuration.as_ref().err()];
+        let errors = [
+            account_settings.as_ref().err(),
+            policy.as_ref().err(),
+            scanning_configuration.as_ref().err(),
+        ];
         errors.into_iter().flatten()
     }
 }

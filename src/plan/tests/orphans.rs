@@ -29,7 +29,12 @@ fn a_policy_given_up_by_a_declared_resource_is_no_orphan() {
     // The policy had these repositories: one is still declared, the other is not.
     let observed = Observed {
         repositories: [
-            owned("local", "ours", "r:", &[("team", "web"), ("wharfage.dev/lifecycle", "local/shop/keep delete")]),
+            owned(
+                "local",
+                "ours",
+                "r:",
+                &[("team", "web"), ("wharfage.dev/lifecycle", "local/shop/keep delete")],
+            ),
             owned("local", "kept", "r:", &[("wharfage.dev/lifecycle", "local/shop/keep delete")]),
         ]
         .into_iter()
@@ -38,15 +43,26 @@ fn a_policy_given_up_by_a_declared_resource_is_no_orphan() {
     };
     let mut plan = plan(&desired, &observed);
     let orphans = plan.take_orphans(&desired);
-    assert_eq!(named(&orphans), ["retain Repository shop/kept", "delete LifecyclePolicy shop/keep"]);
-    let given_up = plan.steps.iter().filter(|step| step.action == Action::Delete).collect::<Vec<_>>();
-    assert!(matches!(given_up.as_slice(), [step] if step.repository().is_some_and(|name| name.as_str() == "ours")));
+    assert_eq!(
+        named(&orphans),
+        ["retain Repository shop/kept", "delete LifecyclePolicy shop/keep"]
+    );
+    let given_up =
+        plan.steps.iter().filter(|step| step.action == Action::Delete).collect::<Vec<_>>();
+    assert!(
+        matches!(given_up.as_slice(), [step] if step.repository().is_some_and(|name| name.as_str() == "ours"))
+    );
 }
 
 #[test]
 fn a_set_of_manifests_releases_only_what_it_created() {
     let made_by = |cluster: &str| {
-        let gone = owned(cluster, "gone", "i:", &[("wharfage.dev/lifecycle", &format!("{cluster}/shop/old delete"))]);
+        let gone = owned(
+            cluster,
+            "gone",
+            "i:",
+            &[("wharfage.dev/lifecycle", &format!("{cluster}/shop/old delete"))],
+        );
         Observed { repositories: [gone].into_iter().collect(), ..Observed::default() }
     };
     let releases = |planner: &str, made: &str| {
@@ -79,7 +95,8 @@ fn repositories_of_another_owner_are_adopted_only_on_request() {
 
     desired.adopt_from = Some("local".to_owned());
     let plan = plan(&desired, &observed);
-    let steps = plan.steps.iter().filter(|step| step.repository().is_some_and(|it| it.as_str() == "ours"));
+    let steps =
+        plan.steps.iter().filter(|step| step.repository().is_some_and(|it| it.as_str() == "ours"));
     assert_eq!(named(&steps.cloned().collect::<Vec<_>>())[0], "adopt Repository shop/ours");
     assert!(!plan.steps.iter().any(|step| step.object.name == "gone"), "{plan}");
 }

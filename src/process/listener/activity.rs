@@ -54,8 +54,14 @@ pub enum Ended {
 }
 
 impl Ended {
-    const ALL: [Self; 6] =
-        [Self::MadePlace, Self::NoRequest, Self::Idle, Self::SlowReader, Self::Lingered, Self::Idling];
+    const ALL: [Self; 6] = [
+        Self::MadePlace,
+        Self::NoRequest,
+        Self::Idle,
+        Self::SlowReader,
+        Self::Lingered,
+        Self::Idling,
+    ];
 
     /// The reason as the metrics name it.
     pub fn as_str(self) -> &'static str {
@@ -206,7 +212,8 @@ impl Activity {
             }
             // A lingering connection has separate limits.
             if self.lingering_since.load(Ordering::Relaxed) == 0
-                && self.unasked.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64 > self.may_send_unasked()
+                && self.unasked.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64
+                    > self.may_send_unasked()
             {
                 self.end(Ended::Idling);
             }
@@ -260,7 +267,8 @@ impl Activity {
     }
 
     fn overdue_at(&self, now: u64, scarce: bool) -> Option<Ended> {
-        let passed = |since: u64, limit: Duration| now.saturating_sub(since) >= limit.as_millis() as u64;
+        let passed =
+            |since: u64, limit: Duration| now.saturating_sub(since) >= limit.as_millis() as u64;
         let lingering = self.lingering_since.load(Ordering::Relaxed);
         if lingering > 0 {
             let silent = passed(self.heard.load(Ordering::Relaxed), LINGER_SILENCE);
@@ -282,7 +290,8 @@ impl Activity {
         }
         drop(window);
         let idle = self.running.load(Ordering::Relaxed) == 0 && !self.is_blocked();
-        (idle && passed(self.idle_since.load(Ordering::Relaxed), IDLE_TIMEOUT)).then_some(Ended::Idle)
+        (idle && passed(self.idle_since.load(Ordering::Relaxed), IDLE_TIMEOUT))
+            .then_some(Ended::Idle)
     }
 
     fn now(&self) -> u64 {

@@ -17,8 +17,9 @@ pub async fn bind(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAdd
         }
         bound => bound,
     };
-    let listener =
-        bound.with_context(|| format!("cannot listen on {address}: choose another address with --listen"))?;
+    let listener = bound.with_context(|| {
+        format!("cannot listen on {address}: choose another address with --listen")
+    })?;
     let address = listener.local_addr()?;
     Ok((listener, address))
 }

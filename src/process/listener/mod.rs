@@ -111,7 +111,9 @@ impl<Scarce: Fn() -> bool> OpenConnections<Scarce> {
 /// The network that counts as one peer: who has an IPv6 address has 2^64 of them.
 fn peer_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+        IpAddr::V6(address) => {
+            Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
+        }
         v4 => v4,
     }
 }
@@ -154,7 +156,10 @@ impl Table {
 
     /// The connection that has been idle for longest, of one peer or of all.
     fn longest_idle(&self, peer: Option<IpAddr>) -> Option<u64> {
-        let candidates = self.served.iter().filter(|(_, activity)| peer.is_none_or(|peer| activity.peer() == peer));
+        let candidates = self
+            .served
+            .iter()
+            .filter(|(_, activity)| peer.is_none_or(|peer| activity.peer() == peer));
         let idle = candidates.filter_map(|(id, activity)| Some((activity.idle_for()?, *id)));
         idle.max().map(|(_, id)| id)
     }
@@ -162,7 +167,11 @@ impl Table {
 
 impl Connections {
     fn new(limits: ConnectionLimits) -> Self {
-        Self { limits, table: Mutex::default(), large_readers: Arc::new(Semaphore::new(LARGE_READERS)) }
+        Self {
+            limits,
+            table: Mutex::default(),
+            large_readers: Arc::new(Semaphore::new(LARGE_READERS)),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -283,7 +292,8 @@ mod tests {
     #[test]
     fn the_longest_idle_connection_makes_place() {
         let connections = connections(2, 2);
-        let (first, second) = (served(&connections, FIRST).unwrap(), served(&connections, SECOND).unwrap());
+        let (first, second) =
+            (served(&connections, FIRST).unwrap(), served(&connections, SECOND).unwrap());
         let busy = first.activity.begin();
         let third = served(&connections, FIRST).unwrap();
         assert!(second.activity.ended().is_some() && first.activity.ended().is_none());

@@ -47,7 +47,10 @@ impl Socket {
     pub(super) fn new(stream: TcpStream, slot: Slot) -> Self {
         // Both only tune; a socket that refuses them serves all the same.
         let _ = stream.set_nodelay(true);
-        let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, ACKNOWLEDGE_TIMEOUT.as_millis() as u32);
+        let _ = rustix::net::sockopt::set_tcp_user_timeout(
+            &stream,
+            ACKNOWLEDGE_TIMEOUT.as_millis() as u32,
+        );
         Self { stream, slot, large_reads: None, ended: None }
     }
 
@@ -58,7 +61,8 @@ impl Socket {
 
     fn may_read_at_once(&mut self, wanted: usize) -> usize {
         if wanted > SMALL_READ && self.large_reads.is_none() {
-            self.large_reads = Arc::clone(&self.slot.connections.large_readers).try_acquire_owned().ok();
+            self.large_reads =
+                Arc::clone(&self.slot.connections.large_readers).try_acquire_owned().ok();
         }
         if self.large_reads.is_some() { wanted } else { wanted.min(SMALL_READ) }
     }
@@ -86,7 +90,11 @@ impl Socket {
 }
 
 impl AsyncRead for Socket {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let wanted = buf.remaining();
         let limit = this.may_read_at_once(wanted);
@@ -107,7 +115,11 @@ impl AsyncRead for Socket {
 }
 
 impl AsyncWrite for Socket {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
     }
 

@@ -27,9 +27,17 @@ pub(crate) fn is_signed(query: &str) -> bool {
 }
 
 /// Returns the query that lets its bearer GET this blob until `expires`.
-pub(crate) fn sign(key: &SigningKey, name: &RepositoryName, digest: &Digest, expires: Timestamp) -> String {
+pub(crate) fn sign(
+    key: &SigningKey,
+    name: &RepositoryName,
+    digest: &Digest,
+    expires: Timestamp,
+) -> String {
     let expires = expires.as_second();
-    let signature = hex::encode(hmac::sign(&key.derived.download, &message(&key.access_key.id, name, digest, expires)));
+    let signature = hex::encode(hmac::sign(
+        &key.derived.download,
+        &message(&key.access_key.id, name, digest, expires),
+    ));
     format!("{EXPIRES}={expires}&{KEY}={}&{SIGNATURE}={signature}", key.access_key.id)
 }
 
@@ -48,7 +56,12 @@ pub(crate) fn verify(
         let expires: i64 = parameter(query, EXPIRES)?.parse().ok()?;
         let key = keyring.get(parameter(query, KEY)?)?;
         let signature = hex::decode(parameter(query, SIGNATURE)?).ok()?;
-        hmac::verify(&key.derived.download, &message(&key.access_key.id, name, digest, expires), &signature).ok()?;
+        hmac::verify(
+            &key.derived.download,
+            &message(&key.access_key.id, name, digest, expires),
+            &signature,
+        )
+        .ok()?;
         Some((key, expires))
     };
     let (key, expires) = signed().ok_or(DownloadError::Invalid)?;
@@ -62,7 +75,11 @@ fn message(id: &str, name: &RepositoryName, digest: &Digest, expires: i64) -> Ve
 
 /// Returns the value of a parameter. Our values need no percent-encoding.
 fn parameter<'q>(query: &'q str, name: &str) -> Option<&'q str> {
-    query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
+    query
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .find(|(key, _)| *key == name)
+        .map(|(_, value)| value)
 }
 
 #[cfg(test)]
@@ -89,20 +106,33 @@ mod tests {
         let (keyring, digest) = (Keyring::new([key()]), Digest::sha256(b"layer"));
         let query = sign(&key().into(), &name(), &digest, at(100));
         assert!(is_signed(&query));
-        assert_eq!(verify(&keyring, &name(), &digest, &query, at(99)), Ok(SigningKey::from(key()).principal()));
-        assert_eq!(verify(&keyring, &name(), &digest, &query, at(100)), Err(DownloadError::Expired));
+        assert_eq!(
+            verify(&keyring, &name(), &digest, &query, at(99)),
+            Ok(SigningKey::from(key()).principal())
+        );
+        assert_eq!(
+            verify(&keyring, &name(), &digest, &query, at(100)),
+            Err(DownloadError::Expired)
+        );
         let other: RepositoryName = "team/other".parse().unwrap();
         assert_eq!(verify(&keyring, &other, &digest, &query, at(99)), Err(DownloadError::Invalid));
         let other = Digest::sha256(b"another layer");
         assert_eq!(verify(&keyring, &name(), &other, &query, at(99)), Err(DownloadError::Invalid));
-        assert_eq!(verify(&Keyring::default(), &name(), &digest, &query, at(99)), Err(DownloadError::Invalid));
+        assert_eq!(
+            verify(&Keyring::default(), &name(), &digest, &query, at(99)),
+            Err(DownloadError::Invalid)
+        );
     }
 
     #[test]
     fn a_later_expiry_needs_another_signature() {
         let digest = Digest::sha256(b"layer");
-        let query = sign(&key().into(), &name(), &digest, at(100)).replace("Expires=100", "Expires=999");
-        assert_eq!(verify(&Keyring::new([key()]), &name(), &digest, &query, at(99)), Err(DownloadError::Invalid));
+        let query =
+            sign(&key().into(), &name(), &digest, at(100)).replace("Expires=100", "Expires=999");
+        assert_eq!(
+            verify(&Keyring::new([key()]), &name(), &digest, &query, at(99)),
+            Err(DownloadError::Invalid)
+        );
     }
 
     proptest! {

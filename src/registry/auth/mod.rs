@@ -54,18 +54,22 @@ impl fmt::Debug for SigningKey {
 
 impl Derived {
     fn from(secret: &SecretString) -> Self {
-        let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, b"").extract(secret.expose_secret().as_bytes());
+        let prk =
+            hkdf::Salt::new(hkdf::HKDF_SHA256, b"").extract(secret.expose_secret().as_bytes());
         let expand = |info: &[u8]| {
             let mut key = [0; 32];
             // HKDF-SHA256 gives up to 255 times 32 bytes, so asking for 32 cannot fail.
             #[allow(clippy::expect_used)]
-            prk.expand(&[info], hkdf::HKDF_SHA256).and_then(|okm| okm.fill(&mut key)).expect("32 bytes are in reach");
+            prk.expand(&[info], hkdf::HKDF_SHA256)
+                .and_then(|okm| okm.fill(&mut key))
+                .expect("32 bytes are in reach");
             key
         };
         // A key of AES-256 has 32 bytes, which is what `expand` makes.
         #[allow(clippy::expect_used)]
-        let token = RandomizedNonceKey::new(&AES_256_GCM, &expand(b"wharfage authorization token v1"))
-            .expect("the key has the cipher's length");
+        let token =
+            RandomizedNonceKey::new(&AES_256_GCM, &expand(b"wharfage authorization token v1"))
+                .expect("the key has the cipher's length");
         let download = hmac::Key::new(hmac::HMAC_SHA256, &expand(b"wharfage download v1"));
         Self { token, download }
     }
@@ -120,7 +124,9 @@ impl fmt::Display for Resource<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Registry(_) => f.write_str("*"),
-            Self::Repository(region, account, name) => write!(f, "arn:aws:ecr:{region}:{account}:repository/{name}"),
+            Self::Repository(region, account, name) => {
+                write!(f, "arn:aws:ecr:{region}:{account}:repository/{name}")
+            }
         }
     }
 }
@@ -143,7 +149,11 @@ pub(crate) struct Denied {
 ///
 /// # Errors
 /// [`Denied`] when it may not.
-pub(crate) fn authorize(principal: &Principal, action: &'static str, resource: Resource<'_>) -> Result<(), Denied> {
+pub(crate) fn authorize(
+    principal: &Principal,
+    action: &'static str,
+    resource: Resource<'_>,
+) -> Result<(), Denied> {
     let (Resource::Registry(owner) | Resource::Repository(_, owner, _)) = resource;
     if *owner == principal.account {
         return Ok(());
@@ -164,9 +174,14 @@ mod tests {
         let principal = SigningKey::from(AccessKey::new("AKIA", "secret", account())).principal();
         let (region, name) = ("local-1".parse().unwrap(), "team/app".parse().unwrap());
         let (here, there) = (account(), "999999999999".parse().unwrap());
-        assert_eq!(authorize(&principal, "PutImage", Resource::Repository(&region, &here, &name)), Ok(()));
+        assert_eq!(
+            authorize(&principal, "PutImage", Resource::Repository(&region, &here, &name)),
+            Ok(())
+        );
         assert_eq!(authorize(&principal, "DescribeRegistry", Resource::Registry(&here)), Ok(()));
-        let denied = authorize(&principal, "PutImage", Resource::Repository(&region, &there, &name)).unwrap_err();
+        let denied =
+            authorize(&principal, "PutImage", Resource::Repository(&region, &there, &name))
+                .unwrap_err();
         assert_eq!(
             denied.to_string(),
             "User: arn:aws:iam::123456789012:root is not authorized to perform: ecr:PutImage on resource: \

@@ -27,7 +27,8 @@ const X_AMZ_CONTENT_SHA256: HeaderName = HeaderName::from_static("x-amz-content-
 const X_AMZ_SECURITY_TOKEN: HeaderName = HeaderName::from_static("x-amz-security-token");
 const X_AMZ_TARGET: HeaderName = HeaderName::from_static("x-amz-target");
 /// The headers that the server evaluates: they must be signed, so that nobody can add one.
-const SIGNED_IF_PRESENT: [HeaderName; 4] = [X_AMZ_DATE, X_AMZ_TARGET, X_AMZ_SECURITY_TOKEN, X_AMZ_CONTENT_SHA256];
+const SIGNED_IF_PRESENT: [HeaderName; 4] =
+    [X_AMZ_DATE, X_AMZ_TARGET, X_AMZ_SECURITY_TOKEN, X_AMZ_CONTENT_SHA256];
 
 /// The reason why a signature is not accepted, in Amazon ECR's texts, none of which contains a
 /// secret.
@@ -93,7 +94,8 @@ pub(crate) fn verify(
 ) -> Result<Principal, AuthError> {
     let (authorization, date, key) = claims(request.uri, request.headers, scope, keyring, now)?;
     check_content_hash(&request)?;
-    let expected = authorization.signature(&request, date, key.access_key.secret.expose_secret())?;
+    let expected =
+        authorization.signature(&request, date, key.access_key.secret.expose_secret())?;
     let given = hex::decode(authorization.signature).unwrap_or_default();
     if aws_lc_rs::constant_time::verify_slices_are_equal(expected.as_ref(), &given).is_err() {
         return Err(invalid(
@@ -142,7 +144,9 @@ impl<'a> Authorization<'a> {
         let Some(value) = values.next() else {
             let presigned = uri.query().is_some_and(|query| query.contains("X-Amz-Signature="));
             return Err(if presigned {
-                incomplete("A signature in the query is not accepted: sign the Authorization header.")
+                incomplete(
+                    "A signature in the query is not accepted: sign the Authorization header.",
+                )
             } else {
                 AuthError::MissingAuthenticationToken
             });
@@ -150,12 +154,13 @@ impl<'a> Authorization<'a> {
         if values.next().is_some() {
             return Err(incomplete("There is more than one Authorization header."));
         }
-        let value = value.to_str().map_err(|_| incomplete("The Authorization header is not plain ASCII."))?;
-        let parameters = value
-            .trim()
-            .strip_prefix(ALGORITHM)
-            .filter(|rest| rest.starts_with(' '))
-            .ok_or_else(|| incomplete("Authorization header requires the algorithm 'AWS4-HMAC-SHA256'."))?;
+        let value = value
+            .to_str()
+            .map_err(|_| incomplete("The Authorization header is not plain ASCII."))?;
+        let parameters =
+            value.trim().strip_prefix(ALGORITHM).filter(|rest| rest.starts_with(' ')).ok_or_else(
+                || incomplete("Authorization header requires the algorithm 'AWS4-HMAC-SHA256'."),
+            )?;
 
         let (mut credential, mut signed_headers, mut signature) = (None, None, None);
         for parameter in parameters.split(',') {
@@ -164,16 +169,22 @@ impl<'a> Authorization<'a> {
                 "Credential" => &mut credential,
                 "SignedHeaders" => &mut signed_headers,
                 "Signature" => &mut signature,
-                _ => return Err(incomplete("Authorization header has a parameter that Signature Version 4 lacks.")),
+                _ => {
+                    return Err(incomplete(
+                        "Authorization header has a parameter that Signature Version 4 lacks.",
+                    ));
+                }
             };
             if slot.replace(value).is_some() {
-                return Err(incomplete(format!("Authorization header has the parameter '{name}' twice.")));
+                return Err(incomplete(format!(
+                    "Authorization header has the parameter '{name}' twice."
+                )));
             }
         }
         let required = |parameter: Option<&'a str>, name| {
-            parameter
-                .filter(|value| !value.is_empty())
-                .ok_or_else(|| incomplete(format!("Authorization header requires '{name}' parameter.")))
+            parameter.filter(|value| !value.is_empty()).ok_or_else(|| {
+                incomplete(format!("Authorization header requires '{name}' parameter."))
+            })
         };
         let credential = required(credential, "Credential")?;
         let signed_headers = required(signed_headers, "SignedHeaders")?;
@@ -190,7 +201,9 @@ impl<'a> Authorization<'a> {
 
     fn check_scope(&self, scope: Scope<'_>, date: &str) -> Result<(), AuthError> {
         if self.terminator != TERMINATOR {
-            return Err(invalid("Credential should be scoped with a valid terminator: 'aws4_request'."));
+            return Err(invalid(
+                "Credential should be scoped with a valid terminator: 'aws4_request'.",
+            ));
         }
         if self.region != scope.region.as_str() {
             return Err(invalid(format!(
@@ -199,7 +212,10 @@ impl<'a> Authorization<'a> {
             )));
         }
         if self.service != scope.service {
-            return Err(invalid(format!("Credential should be scoped to correct service: '{}'.", scope.service)));
+            return Err(invalid(format!(
+                "Credential should be scoped to correct service: '{}'.",
+                scope.service
+            )));
         }
         if Some(self.date) != date.get(..8) {
             return Err(invalid(format!(
@@ -213,18 +229,27 @@ impl<'a> Authorization<'a> {
     fn check_signed_headers(&self, headers: &HeaderMap) -> Result<(), AuthError> {
         let is_signed = |name: &str| self.signed_headers.split(';').any(|signed| signed == name);
         if !is_signed(HOST.as_str()) {
-            return Err(invalid("'Host' or ':authority' must be a 'SignedHeader' in the AWS Authorization."));
+            return Err(invalid(
+                "'Host' or ':authority' must be a 'SignedHeader' in the AWS Authorization.",
+            ));
         }
         for name in SIGNED_IF_PRESENT {
             if headers.contains_key(&name) && !is_signed(name.as_str()) {
-                return Err(invalid(format!("'{name}' must be a 'SignedHeader' in the AWS Authorization.")));
+                return Err(invalid(format!(
+                    "'{name}' must be a 'SignedHeader' in the AWS Authorization."
+                )));
             }
         }
         Ok(())
     }
 
     /// Computes the signature that the holder of `secret` would make.
-    fn signature(&self, request: &SignedRequest<'_>, date: &str, secret: &str) -> Result<hmac::Tag, AuthError> {
+    fn signature(
+        &self,
+        request: &SignedRequest<'_>,
+        date: &str,
+        secret: &str,
+    ) -> Result<hmac::Tag, AuthError> {
         let canonical = hex::encode(Sha256::digest(self.canonical_request(request)?));
         let scope = format!("{}/{}/{}/{TERMINATOR}", self.date, self.region, self.service);
         let string_to_sign = format!("{ALGORITHM}\n{date}\n{scope}\n{canonical}");
@@ -232,9 +257,9 @@ impl<'a> Authorization<'a> {
         let chain = [self.date, self.region, self.service, TERMINATOR, &string_to_sign];
         let first = hmac::Key::new(hmac::HMAC_SHA256, format!("AWS4{secret}").as_bytes());
         let (last, links) = (chain[4], &chain[..4]);
-        let key = links
-            .iter()
-            .fold(first, |key, link| hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&key, link.as_bytes()).as_ref()));
+        let key = links.iter().fold(first, |key, link| {
+            hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&key, link.as_bytes()).as_ref())
+        });
         Ok(hmac::sign(&key, last.as_bytes()))
     }
 
@@ -242,13 +267,19 @@ impl<'a> Authorization<'a> {
         let mut text = String::new();
         let (method, path) = (request.method, encode(request.uri.path().as_bytes(), true));
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "{method}\n{path}\n{}", canonical_query(request.uri.query().unwrap_or_default()));
+        let _ = writeln!(
+            text,
+            "{method}\n{path}\n{}",
+            canonical_query(request.uri.query().unwrap_or_default())
+        );
         let mut canonical = text.into_bytes();
         for name in self.signed_headers.split(';') {
             let mut values = request.headers.get_all(name).iter().peekable();
             if values.peek().is_none() {
                 let name: String = name.chars().take(100).collect();
-                return Err(invalid(format!("The signed header '{name}' is missing from the request.")));
+                return Err(invalid(format!(
+                    "The signed header '{name}' is missing from the request."
+                )));
             }
             canonical.extend_from_slice(name.as_bytes());
             for (index, value) in values.enumerate() {
@@ -277,7 +308,9 @@ fn signing_date(headers: &HeaderMap) -> Result<(&str, Timestamp), AuthError> {
         let timestamp = date.to_zoned(TimeZone::UTC).ok()?.timestamp();
         (basic(timestamp) == text).then_some((text, timestamp))
     });
-    parsed.ok_or_else(|| incomplete("Date must be in ISO-8601 'basic format', such as 20150830T123600Z."))
+    parsed.ok_or_else(|| {
+        incomplete("Date must be in ISO-8601 'basic format', such as 20150830T123600Z.")
+    })
 }
 
 fn check_skew(date: Timestamp, now: Timestamp) -> Result<(), AuthError> {
@@ -286,7 +319,9 @@ fn check_skew(date: Timestamp, now: Timestamp) -> Result<(), AuthError> {
     let (date, now) = (basic(date), basic(now));
     if off < -SKEW {
         let earliest = bound(-SKEW);
-        return Err(invalid(format!("Signature expired: {date} is now earlier than {earliest} ({now} - 5 min.)")));
+        return Err(invalid(format!(
+            "Signature expired: {date} is now earlier than {earliest} ({now} - 5 min.)"
+        )));
     }
     if off > SKEW {
         let latest = bound(SKEW);
@@ -300,7 +335,12 @@ fn check_skew(date: Timestamp, now: Timestamp) -> Result<(), AuthError> {
 /// X-Amz-Content-Sha256 is optional for ECR, but may not lie; `UNSIGNED-PAYLOAD` is none of ECR's.
 fn check_content_hash(request: &SignedRequest<'_>) -> Result<(), AuthError> {
     let expected = hex::encode(request.body_hash);
-    if request.headers.get_all(X_AMZ_CONTENT_SHA256).iter().all(|value| value.as_bytes() == expected.as_bytes()) {
+    if request
+        .headers
+        .get_all(X_AMZ_CONTENT_SHA256)
+        .iter()
+        .all(|value| value.as_bytes() == expected.as_bytes())
+    {
         Ok(())
     } else {
         Err(invalid("The value of 'X-Amz-Content-Sha256' is not the SHA-256 of the body."))
@@ -334,14 +374,18 @@ fn canonical_query(query: &str) -> String {
         })
         .collect();
     pairs.sort();
-    let pairs: Vec<String> = pairs.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let pairs: Vec<String> =
+        pairs.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
     pairs.join("&")
 }
 
 /// Percent-encodes everything except RFC 3986's unreserved characters and, in a path, the slash.
 fn encode(bytes: &[u8], path: bool) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len()), |mut text, &byte| {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') || (path && byte == b'/') {
+        if byte.is_ascii_alphanumeric()
+            || matches!(byte, b'-' | b'.' | b'_' | b'~')
+            || (path && byte == b'/')
+        {
             text.push(char::from(byte));
         } else {
             // Writing to a string cannot fail.

@@ -53,9 +53,16 @@ pub fn issue(key: &SigningKey, now: Timestamp) -> Result<(String, Timestamp), No
     let expires_at = Timestamp::from_second(expiration).unwrap_or(Timestamp::MAX);
     let mut sealed = expiration.to_be_bytes().to_vec();
     let aad = Aad::from(key.access_key.id.as_bytes());
-    let nonce = key.derived.token.seal_in_place_append_tag(aad, &mut sealed).map_err(|_| NoRandomness)?;
+    let nonce =
+        key.derived.token.seal_in_place_append_tag(aad, &mut sealed).map_err(|_| NoRandomness)?;
     let payload = BASE64.encode([nonce.as_ref().as_slice(), &sealed].concat());
-    let outer = Outer { payload: &payload, datakey: &key.access_key.id, version: "2", r#type: "DATA_KEY", expiration };
+    let outer = Outer {
+        payload: &payload,
+        datakey: &key.access_key.id,
+        version: "2",
+        r#type: "DATA_KEY",
+        expiration,
+    };
     // A struct of strings and a number always serializes; the fallback never verifies.
     Ok((BASE64.encode(serde_json::to_vec(&outer).unwrap_or_default()), expires_at))
 }
@@ -64,7 +71,11 @@ pub fn issue(key: &SigningKey, now: Timestamp) -> Result<(String, Timestamp), No
 ///
 /// # Errors
 /// [`TokenError`] tells an expired token from an invalid one.
-pub(crate) fn verify(keyring: &Keyring, token: &str, now: Timestamp) -> Result<Principal, TokenError> {
+pub(crate) fn verify(
+    keyring: &Keyring,
+    token: &str,
+    now: Timestamp,
+) -> Result<Principal, TokenError> {
     if token.len() > MAX_LEN {
         return Err(TokenError::Invalid);
     }
@@ -82,7 +93,11 @@ fn open(key: &SigningKey, payload: &str) -> Option<i64> {
     let mut payload = BASE64.decode(payload).ok()?;
     let (nonce, sealed) = payload.split_at_mut_checked(NONCE_LEN)?;
     let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
-    let opened = key.derived.token.open_in_place(nonce, Aad::from(key.access_key.id.as_bytes()), sealed).ok()?;
+    let opened = key
+        .derived
+        .token
+        .open_in_place(nonce, Aad::from(key.access_key.id.as_bytes()), sealed)
+        .ok()?;
     Some(i64::from_be_bytes((&*opened).try_into().ok()?))
 }
 
@@ -95,7 +110,11 @@ mod tests {
     use wharfage_domain::access_key::AccessKey;
 
     fn key() -> AccessKey {
-        AccessKey::new("AKIAEXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "123456789012".parse().unwrap())
+        AccessKey::new(
+            "AKIAEXAMPLE",
+            "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+            "123456789012".parse().unwrap(),
+        )
     }
 
     fn at(second: i64) -> Timestamp {
@@ -107,15 +126,22 @@ mod tests {
         let keyring = Keyring::new([key()]);
         let (token, expires_at) = issue(&key().into(), at(1_700_000_000)).unwrap();
         assert_eq!(expires_at, at(1_700_043_200));
-        assert_eq!(verify(&keyring, &token, at(1_700_000_000)), Ok(SigningKey::from(key()).principal()));
-        assert_eq!(verify(&keyring, &token, at(1_700_043_199)), Ok(SigningKey::from(key()).principal()));
+        assert_eq!(
+            verify(&keyring, &token, at(1_700_000_000)),
+            Ok(SigningKey::from(key()).principal())
+        );
+        assert_eq!(
+            verify(&keyring, &token, at(1_700_043_199)),
+            Ok(SigningKey::from(key()).principal())
+        );
         assert_eq!(verify(&keyring, &token, at(1_700_043_200)), Err(TokenError::Expired));
     }
 
     #[test]
     fn a_token_has_the_outer_form_of_amazon_ecrs() {
         let (token, _) = issue(&key().into(), at(1_700_000_000)).unwrap();
-        let outer: serde_json::Value = serde_json::from_slice(&BASE64.decode(token).unwrap()).unwrap();
+        let outer: serde_json::Value =
+            serde_json::from_slice(&BASE64.decode(token).unwrap()).unwrap();
         assert_eq!(outer["version"], "2");
         assert_eq!(outer["type"], "DATA_KEY");
         assert_eq!(outer["expiration"], 1_700_043_200);
@@ -132,7 +158,11 @@ mod tests {
 
     #[test]
     fn a_token_of_one_key_is_not_one_of_another() {
-        let other = AccessKey::new("AKIAOTHER", key().secret.expose_secret(), "999999999999".parse().unwrap());
+        let other = AccessKey::new(
+            "AKIAOTHER",
+            key().secret.expose_secret(),
+            "999999999999".parse().unwrap(),
+        );
         let (token, _) = issue(&key().into(), at(0)).unwrap();
         let outer = String::from_utf8(BASE64.decode(token).unwrap()).unwrap();
         let forged = BASE64.encode(outer.replace("AKIAEXAMPLE", "AKIAOTHER"));

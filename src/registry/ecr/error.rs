@@ -24,7 +24,11 @@ pub(crate) struct RepositoryRef {
 
 impl std::fmt::Display for RepositoryRef {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the repository with name '{}' in the registry with id '{}'", self.name, self.account)
+        write!(
+            f,
+            "the repository with name '{}' in the registry with id '{}'",
+            self.name, self.account
+        )
     }
 }
 
@@ -148,7 +152,9 @@ pub(crate) enum EcrError {
     #[error("The layer with digest '{digest}' does not exist in {repository_ref}")]
     LayerNotFound { digest: ErrorText, repository_ref: RepositoryRef },
     /// The layer exists, but no image that can be pulled has it.
-    #[error("The layer with digest '{digest}' is not associated with an available image in {repository_ref}")]
+    #[error(
+        "The layer with digest '{digest}' is not associated with an available image in {repository_ref}"
+    )]
     LayerInaccessible { digest: Digest, repository_ref: RepositoryRef },
     /// Images that an index needs are missing.
     #[error("Images with digests '{}' required for pushing image into repository with name '{}' in the registry with id '{}' do not exist", digest_list(.digests), .repository_ref.name, .repository_ref.account)]
@@ -188,7 +194,9 @@ pub(crate) enum EcrError {
     #[error("Lifecycle policy does not exist for {0}")]
     LifecyclePolicyNotFound(RepositoryRef),
     /// A preview is in progress.
-    #[error("A lifecycle policy preview for {0} is in progress. Wait until it has completed and try again.")]
+    #[error(
+        "A lifecycle policy preview for {0} is in progress. Wait until it has completed and try again."
+    )]
     LifecyclePolicyPreviewInProgress(RepositoryRef),
     /// No preview was started.
     #[error("Lifecycle policy preview does not exist for {0}")]
@@ -237,7 +245,9 @@ impl EcrError {
         match self {
             Self::Server(_) | Self::Full(_) => "ServerException",
             Self::Unavailable(_) => "ServiceUnavailable",
-            Self::Auth(AuthError::MissingAuthenticationToken) => "MissingAuthenticationTokenException",
+            Self::Auth(AuthError::MissingAuthenticationToken) => {
+                "MissingAuthenticationTokenException"
+            }
             Self::Auth(AuthError::IncompleteSignature(_)) => "IncompleteSignatureException",
             Self::Auth(AuthError::UnrecognizedClient) => "UnrecognizedClientException",
             Self::Auth(AuthError::InvalidSignature(_)) => "InvalidSignatureException",
@@ -247,7 +257,9 @@ impl EcrError {
             Self::Body(BodyError::TooLarge(_)) => "RequestEntityTooLargeException",
             Self::Body(_) => "RequestTimeoutException",
             Self::Throttling => "ThrottlingException",
-            Self::InvalidParameter { .. } | Self::InvalidParameterText(_) => "InvalidParameterException",
+            Self::InvalidParameter { .. } | Self::InvalidParameterText(_) => {
+                "InvalidParameterException"
+            }
             Self::Validation(_) => "ValidationException",
             Self::LimitExceeded(_) => "LimitExceededException",
             Self::Kms { .. } => "KmsException",
@@ -265,7 +277,9 @@ impl EcrError {
             Self::LayersNotFound { .. } | Self::LayerNotFound { .. } => "LayersNotFoundException",
             Self::LayerInaccessible { .. } => "LayerInaccessibleException",
             Self::ReferencedImagesNotFound { .. } => "ReferencedImagesNotFoundException",
-            Self::StorageClassUpdateNotSupported(_) => "ImageStorageClassUpdateNotSupportedException",
+            Self::StorageClassUpdateNotSupported(_) => {
+                "ImageStorageClassUpdateNotSupportedException"
+            }
             Self::UploadNotFound { .. } => "UploadNotFoundException",
             Self::InvalidLayerPart { .. } => "InvalidLayerPartException",
             Self::InvalidLayer(_) => "InvalidLayerException",
@@ -273,7 +287,9 @@ impl EcrError {
             Self::LayerAlreadyExists { .. } => "LayerAlreadyExistsException",
             Self::EmptyUpload(_) => "EmptyUploadException",
             Self::LifecyclePolicyNotFound(_) => "LifecyclePolicyNotFoundException",
-            Self::LifecyclePolicyPreviewInProgress(_) => "LifecyclePolicyPreviewInProgressException",
+            Self::LifecyclePolicyPreviewInProgress(_) => {
+                "LifecyclePolicyPreviewInProgressException"
+            }
             Self::LifecyclePolicyPreviewNotFound(_) => "LifecyclePolicyPreviewNotFoundException",
         }
     }
@@ -310,17 +326,22 @@ impl EcrError {
             _ => Value::Null,
         };
         match details {
-            Value::Object(members) => members.into_iter().filter(|(_, value)| !value.is_null()).collect(),
+            Value::Object(members) => {
+                members.into_iter().filter(|(_, value)| !value.is_null()).collect()
+            }
             _ => Map::new(),
         }
     }
 
     /// Renders the error.
     pub(crate) fn into_response(self) -> Response {
-        let mut body =
-            Map::from_iter([("__type".into(), self.code().into()), ("message".into(), self.to_string().into())]);
+        let mut body = Map::from_iter([
+            ("__type".into(), self.code().into()),
+            ("message".into(), self.to_string().into()),
+        ]);
         body.extend(self.details());
-        let mut response = super::json_response(self.status(), Body::from(Value::Object(body).to_string()));
+        let mut response =
+            super::json_response(self.status(), Body::from(Value::Object(body).to_string()));
         if let Self::Unavailable(_) = self {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }

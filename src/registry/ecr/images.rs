@@ -13,7 +13,8 @@ use crate::service::images::{NewImage, PutImageError};
 use crate::service::manifest::InvalidManifest;
 use wharfage_domain::names::{Digest, Reference, Tag};
 use wharfage_store::images::{
-    DeleteImageError, ImageDeleted, ImageDeletion, ImageStatus, StorageClass, StorageClassError, TaggedImage,
+    DeleteImageError, ImageDeleted, ImageDeletion, ImageStatus, StorageClass, StorageClassError,
+    TaggedImage,
 };
 use wharfage_store::manifests::{Manifest, PutManifestError};
 use wharfage_store::repositories::Repository;
@@ -37,7 +38,8 @@ input! {
 
 /// PutImage.
 pub(crate) async fn put(call: &EcrCall, input: Put) -> Result<Value, EcrError> {
-    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let repository_ref =
+        call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let manifest = required("imageManifest", input.image_manifest)?;
     input::length("imageManifest", &manifest, 1..=4_194_304)?;
     let tag = input.image_tag.map(|tag| input::image_tag("imageTag", &tag)).transpose()?;
@@ -65,9 +67,15 @@ pub(crate) async fn put(call: &EcrCall, input: Put) -> Result<Value, EcrError> {
     let refuse = |error| refused_put(error, &repository_ref, &payload, digest.as_ref());
     let put = call.registry.put_image(image, call.now).await.map_err(refuse)?;
     if put.outcome.unchanged() {
-        return Err(EcrError::ImageAlreadyExists { digest: put.digest, tag: or_null(tag.as_ref()), repository_ref });
+        return Err(EcrError::ImageAlreadyExists {
+            digest: put.digest,
+            tag: or_null(tag.as_ref()),
+            repository_ref,
+        });
     }
-    Ok(json!({ "image": image_shape(&repository_ref, &put.digest, tag.as_ref(), &payload, &put.media_type) }))
+    Ok(
+        json!({ "image": image_shape(&repository_ref, &put.digest, tag.as_ref(), &payload, &put.media_type) }),
+    )
 }
 
 fn or_null<T: ToString>(value: Option<&T>) -> Cow<'static, str> {
@@ -90,8 +98,12 @@ fn refused_put(
     };
     match put {
         PutManifestError::NoRepository => EcrError::RepositoryNotFound(repository_ref),
-        PutManifestError::BlobsNotFound(digests) => EcrError::LayersNotFound { digests, repository_ref },
-        PutManifestError::ChildrenNotFound(digests) => EcrError::ReferencedImagesNotFound { digests, repository_ref },
+        PutManifestError::BlobsNotFound(digests) => {
+            EcrError::LayersNotFound { digests, repository_ref }
+        }
+        PutManifestError::ChildrenNotFound(digests) => {
+            EcrError::ReferencedImagesNotFound { digests, repository_ref }
+        }
         PutManifestError::SizeMismatch(mismatch) => {
             EcrError::InvalidParameterText(InvalidManifest::from(mismatch).to_string())
         }
@@ -108,7 +120,9 @@ fn refused_put(
             "The repository with name '{}' has its {limit} images",
             repository_ref.name
         )),
-        PutManifestError::TooManyTags(limit) => EcrError::LimitExceeded(format!("The image has its {limit} tags")),
+        PutManifestError::TooManyTags(limit) => {
+            EcrError::LimitExceeded(format!("The image has its {limit} tags"))
+        }
         PutManifestError::Store(error) => error.into(),
     }
 }
@@ -157,7 +171,8 @@ input! {
 /// BatchGetImage. `acceptedMediaTypes` is checked and otherwise ignored: manifests are returned as
 /// they are stored.
 pub(crate) async fn batch_get(call: &EcrCall, input: BatchGet) -> Result<Value, EcrError> {
-    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let repository_ref =
+        call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let ids = required("imageIds", input.image_ids)?;
     input::count("imageIds", &ids, 1..=100)?;
     if let Some(types) = &input.accepted_media_types {
@@ -174,7 +189,9 @@ pub(crate) async fn batch_get(call: &EcrCall, input: BatchGet) -> Result<Value, 
         found.as_ref().map_or(0, |(manifest, _)| 2 * manifest.payload.len())
     };
     for id in &ids {
-        let found = memory.read(&mut account, 2 * bytes, || Box::pin(find(call, &repository_ref, id)), size).await?;
+        let found = memory
+            .read(&mut account, 2 * bytes, || Box::pin(find(call, &repository_ref, id)), size)
+            .await?;
         match found {
             Ok((mut manifest, tag)) => {
                 let payload = std::mem::take(&mut manifest.payload);
@@ -185,7 +202,13 @@ pub(crate) async fn batch_get(call: &EcrCall, input: BatchGet) -> Result<Value, 
                     )));
                 }
                 let Manifest { digest, media_type, .. } = &manifest;
-                images.push(image_shape(&repository_ref, digest, tag.as_ref(), &payload, media_type));
+                images.push(image_shape(
+                    &repository_ref,
+                    digest,
+                    tag.as_ref(),
+                    &payload,
+                    media_type,
+                ));
                 pulls.push(manifest);
             }
             Err(fault) => failures.push(failure(id, fault.code(), fault.reason())),
@@ -207,15 +230,26 @@ async fn find(
         Ok(Selector::Digest(digest)) => (Reference::Digest(digest), None, None),
         Err(fault) => return Ok(Err(fault)),
     };
-    Ok(match call.registry.metadata.find_manifest(&repository_ref.account, &repository_ref.name, &reference).await? {
-        Lookup::NoRepository => return Err(EcrError::RepositoryNotFound(repository_ref.clone())),
-        Lookup::Missing => Err(ImageFault::ImageNotFound),
-        Lookup::Found(manifest) if digest.is_some_and(|digest| digest != manifest.digest) => {
-            Err(ImageFault::ImageTagDoesNotMatchDigest)
-        }
-        Lookup::Found(manifest) if manifest.status != ImageStatus::Active => Err(ImageFault::ImageInaccessible),
-        Lookup::Found(manifest) => Ok((manifest, tag)),
-    })
+    Ok(
+        match call
+            .registry
+            .metadata
+            .find_manifest(&repository_ref.account, &repository_ref.name, &reference)
+            .await?
+        {
+            Lookup::NoRepository => {
+                return Err(EcrError::RepositoryNotFound(repository_ref.clone()));
+            }
+            Lookup::Missing => Err(ImageFault::ImageNotFound),
+            Lookup::Found(manifest) if digest.is_some_and(|digest| digest != manifest.digest) => {
+                Err(ImageFault::ImageTagDoesNotMatchDigest)
+            }
+            Lookup::Found(manifest) if manifest.status != ImageStatus::Active => {
+                Err(ImageFault::ImageInaccessible)
+            }
+            Lookup::Found(manifest) => Ok((manifest, tag)),
+        },
+    )
 }
 
 input! {
@@ -226,7 +260,8 @@ input! {
 /// BatchDeleteImage. A tag is removed, and with the last tag its image; a digest is deleted with
 /// its tags.
 pub(crate) async fn batch_delete(call: &EcrCall, input: BatchDelete) -> Result<Value, EcrError> {
-    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let repository_ref =
+        call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let ids = required("imageIds", input.image_ids)?;
     input::count("imageIds", &ids, 1..=100)?;
     let repository = call.repository(&repository_ref).await?;
@@ -234,7 +269,9 @@ pub(crate) async fn batch_delete(call: &EcrCall, input: BatchDelete) -> Result<V
     let deletions: Vec<ImageDeletion> = selectors.iter().flatten().map(deletion).collect();
     let outcomes = match deletions.as_slice() {
         [] => Vec::new(),
-        deletions => call.registry.metadata.delete_images(repository.id, deletions, call.now).await?,
+        deletions => {
+            call.registry.metadata.delete_images(repository.id, deletions, call.now).await?
+        }
     };
     let (mut outcomes, mut deleted, mut failures) = (outcomes.into_iter(), Vec::new(), Vec::new());
     for (id, selector) in ids.iter().zip(selectors) {
@@ -247,14 +284,21 @@ pub(crate) async fn batch_delete(call: &EcrCall, input: BatchDelete) -> Result<V
                 let none = tags.is_empty().then(|| image_id(&digest, None));
                 deleted.extend(tags.iter().map(|tag| image_id(&digest, Some(tag))).chain(none));
             }
-            Some(Err(DeletionFailure::ImageFault(fault))) => failures.push(failure(id, fault.code(), fault.reason())),
+            Some(Err(DeletionFailure::ImageFault(fault))) => {
+                failures.push(failure(id, fault.code(), fault.reason()))
+            }
             Some(Err(DeletionFailure::ReferencedBy(parents))) => {
                 let parents: Vec<&str> = parents.iter().map(Digest::as_str).collect();
-                let reason = format!("Requested image referenced by manifest list: [{}]", parents.join(", "));
+                let reason = format!(
+                    "Requested image referenced by manifest list: [{}]",
+                    parents.join(", ")
+                );
                 failures.push(failure(id, "ImageReferencedByManifestList", &reason));
             }
             Some(Err(DeletionFailure::Other(error))) => return Err(error),
-            None => return Err(StoreError::Inconsistent("a deletion has no outcome".to_owned()).into()),
+            None => {
+                return Err(StoreError::Inconsistent("a deletion has no outcome".to_owned()).into());
+            }
         }
     }
     Ok(json!({ "imageIds": deleted, "failures": failures }))
@@ -264,7 +308,9 @@ fn deletion(selector: &Selector) -> ImageDeletion {
     match selector {
         Selector::Digest(digest) => ImageDeletion::Image(digest.clone()),
         Selector::Tag(tag) => ImageDeletion::Tag { tag: tag.clone(), expected: None },
-        Selector::Both(tag, digest) => ImageDeletion::Tag { tag: tag.clone(), expected: Some(digest.clone()) },
+        Selector::Both(tag, digest) => {
+            ImageDeletion::Tag { tag: tag.clone(), expected: Some(digest.clone()) }
+        }
     }
 }
 
@@ -279,7 +325,9 @@ impl From<DeleteImageError> for DeletionFailure {
     fn from(error: DeleteImageError) -> Self {
         match error {
             DeleteImageError::NotFound => Self::ImageFault(ImageFault::ImageNotFound),
-            DeleteImageError::TagPointsElsewhere(_) => Self::ImageFault(ImageFault::ImageTagDoesNotMatchDigest),
+            DeleteImageError::TagPointsElsewhere(_) => {
+                Self::ImageFault(ImageFault::ImageTagDoesNotMatchDigest)
+            }
             // Only an expiry names its preconditions.
             DeleteImageError::Stale(_) => Self::ImageFault(ImageFault::ImageNotFound),
             DeleteImageError::ReferencedBy(parents) => Self::ReferencedBy(parents),
@@ -299,8 +347,12 @@ input! {
 }
 
 /// UpdateImageStorageClass.
-pub(crate) async fn update_storage_class(call: &EcrCall, input: UpdateStorageClass) -> Result<Value, EcrError> {
-    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+pub(crate) async fn update_storage_class(
+    call: &EcrCall,
+    input: UpdateStorageClass,
+) -> Result<Value, EcrError> {
+    let repository_ref =
+        call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let id = required("imageId", input.image_id)?;
     let selector = id.required_selector("imageId")?;
     let class = required("targetStorageClass", input.target_storage_class)?;
@@ -311,23 +363,24 @@ pub(crate) async fn update_storage_class(call: &EcrCall, input: UpdateStorageCla
 
     let metadata = call.registry.metadata.as_ref();
     let changed = metadata.set_storage_class(repository.id, &image.digest, class, call.now).await;
-    let status = changed.map_err(|error| match error {
-        // Only a lifecycle job names its preconditions.
-        StorageClassError::NotFound | StorageClassError::Stale(_) => not_found(&repository_ref, &id),
-        StorageClassError::Unchanged(status) => EcrError::StorageClassUpdateNotSupported(format!(
-            "The image '{}' is {} already",
-            image.digest,
-            status.as_str()
-        )),
-        StorageClassError::ReferencedBy(parents) => {
-            let parents: Vec<&str> = parents.iter().map(Digest::as_str).collect();
-            EcrError::StorageClassUpdateNotSupported(format!(
-                "Requested image referenced by manifest list: [{}]",
-                parents.join(", ")
-            ))
-        }
-        StorageClassError::Store(error) => error.into(),
-    })?;
+    let status =
+        changed.map_err(|error| match error {
+            // Only a lifecycle job names its preconditions.
+            StorageClassError::NotFound | StorageClassError::Stale(_) => {
+                not_found(&repository_ref, &id)
+            }
+            StorageClassError::Unchanged(status) => EcrError::StorageClassUpdateNotSupported(
+                format!("The image '{}' is {} already", image.digest, status.as_str()),
+            ),
+            StorageClassError::ReferencedBy(parents) => {
+                let parents: Vec<&str> = parents.iter().map(Digest::as_str).collect();
+                EcrError::StorageClassUpdateNotSupported(format!(
+                    "Requested image referenced by manifest list: [{}]",
+                    parents.join(", ")
+                ))
+            }
+            StorageClassError::Store(error) => error.into(),
+        })?;
     let tag = id.image_tag.as_deref().and_then(|tag| tag.parse::<Tag>().ok());
     Ok(json!({
         "registryId": repository_ref.account,
@@ -353,7 +406,8 @@ pub(crate) async fn one(
 ) -> Result<TaggedImage, EcrError> {
     let selector = selector.ok_or_else(|| not_found(repository_ref, id))?;
     let found = call.registry.metadata.find_images(repository.id, &[selector.reference()]).await?;
-    let found = found.into_iter().next().flatten().filter(|found| selector.agrees(&found.image.digest));
+    let found =
+        found.into_iter().next().flatten().filter(|found| selector.agrees(&found.image.digest));
     found.ok_or_else(|| not_found(repository_ref, id))
 }
 

@@ -50,11 +50,15 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, EcrErro
 }
 
 /// Reads an input; a large one on a blocking thread.
-pub(crate) async fn parse_body<T: DeserializeOwned + Send + 'static>(body: Bytes) -> Result<T, EcrError> {
+pub(crate) async fn parse_body<T: DeserializeOwned + Send + 'static>(
+    body: Bytes,
+) -> Result<T, EcrError> {
     if body.len() <= super::QUICK_BODY {
         return parse(&body);
     }
-    tokio::task::spawn_blocking(move || parse(&body)).await.map_err(|error| EcrError::Server(error.into()))?
+    tokio::task::spawn_blocking(move || parse(&body))
+        .await
+        .map_err(|error| EcrError::Server(error.into()))?
 }
 
 /// Creates the error of a member that breaks a constraint.
@@ -69,7 +73,10 @@ pub(crate) fn required<T>(member: &'static str, value: Option<T>) -> Result<T, E
 
 fn bounds(value: i64, allowed: &RangeInclusive<i64>, what: &str) -> Result<(), String> {
     if value < *allowed.start() {
-        return Err(format!("Member must have {what} greater than or equal to {}", allowed.start()));
+        return Err(format!(
+            "Member must have {what} greater than or equal to {}",
+            allowed.start()
+        ));
     }
     if value > *allowed.end() {
         return Err(format!("Member must have {what} less than or equal to {}", allowed.end()));
@@ -78,26 +85,48 @@ fn bounds(value: i64, allowed: &RangeInclusive<i64>, what: &str) -> Result<(), S
 }
 
 /// Checks the length of a text, in characters.
-pub(crate) fn length(member: &'static str, text: &str, allowed: RangeInclusive<i64>) -> Result<(), EcrError> {
-    bounds(text.chars().count() as i64, &allowed, "length").map_err(|reason| invalid(member, reason))
+pub(crate) fn length(
+    member: &'static str,
+    text: &str,
+    allowed: RangeInclusive<i64>,
+) -> Result<(), EcrError> {
+    bounds(text.chars().count() as i64, &allowed, "length")
+        .map_err(|reason| invalid(member, reason))
 }
 
 /// Checks the number of entries of a list.
-pub(crate) fn count<T>(member: &'static str, list: &[T], allowed: RangeInclusive<i64>) -> Result<(), EcrError> {
+pub(crate) fn count<T>(
+    member: &'static str,
+    list: &[T],
+    allowed: RangeInclusive<i64>,
+) -> Result<(), EcrError> {
     bounds(list.len() as i64, &allowed, "length").map_err(|reason| invalid(member, reason))
 }
 
 /// Checks the range of a number.
-pub(crate) fn range(member: &'static str, value: i64, allowed: RangeInclusive<i64>) -> Result<(), EcrError> {
+pub(crate) fn range(
+    member: &'static str,
+    value: i64,
+    allowed: RangeInclusive<i64>,
+) -> Result<(), EcrError> {
     bounds(value, &allowed, "value").map_err(|reason| invalid(member, reason))
 }
 
 /// Returns the variant with this spelling.
-pub(crate) fn one_of<T: Copy>(member: &'static str, text: &str, variants: &[(&'static str, T)]) -> Result<T, EcrError> {
-    variants.iter().find(|(spelling, _)| *spelling == text).map(|(_, variant)| *variant).ok_or_else(|| {
-        let spellings: Vec<&str> = variants.iter().map(|(spelling, _)| *spelling).collect();
-        invalid(member, format!("Member must satisfy enum value set: [{}]", spellings.join(", ")))
-    })
+pub(crate) fn one_of<T: Copy>(
+    member: &'static str,
+    text: &str,
+    variants: &[(&'static str, T)],
+) -> Result<T, EcrError> {
+    variants.iter().find(|(spelling, _)| *spelling == text).map(|(_, variant)| *variant).ok_or_else(
+        || {
+            let spellings: Vec<&str> = variants.iter().map(|(spelling, _)| *spelling).collect();
+            invalid(
+                member,
+                format!("Member must satisfy enum value set: [{}]", spellings.join(", ")),
+            )
+        },
+    )
 }
 
 fn expression(member: &'static str, expression: &str) -> EcrError {
@@ -114,7 +143,10 @@ pub(crate) fn matching<T: FromStr<Err = InvalidName>>(
 }
 
 /// Parses `repositoryName`, or an entry of `repositoryNames`.
-pub(crate) fn repository_name(member: &'static str, text: &str) -> Result<RepositoryName, EcrError> {
+pub(crate) fn repository_name(
+    member: &'static str,
+    text: &str,
+) -> Result<RepositoryName, EcrError> {
     length(member, text, 2..=256)?;
     matching(member, text, RepositoryName::PATTERN)
 }
@@ -124,14 +156,19 @@ pub(crate) const DIGEST_EXPRESSION: &str = "[a-zA-Z0-9-_+.]+:[a-fA-F0-9]+";
 
 /// Returns whether a text has the syntax of a digest, of any algorithm.
 pub(crate) fn is_digest_like(text: &str) -> bool {
-    static SYNTAX: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new("^[a-zA-Z0-9_+.-]+:[a-fA-F0-9]+$").ok());
+    static SYNTAX: LazyLock<Option<Regex>> =
+        LazyLock::new(|| Regex::new("^[a-zA-Z0-9_+.-]+:[a-fA-F0-9]+$").ok());
     SYNTAX.as_ref().is_some_and(|syntax| syntax.is_match(text))
 }
 
 /// Parses a member that must look like a digest; `None` for a digest that nothing here can have,
 /// such as of another algorithm.
 pub(crate) fn digest(member: &'static str, text: &str) -> Result<Option<Digest>, EcrError> {
-    if is_digest_like(text) { Ok(text.parse().ok()) } else { Err(expression(member, DIGEST_EXPRESSION)) }
+    if is_digest_like(text) {
+        Ok(text.parse().ok())
+    } else {
+        Err(expression(member, DIGEST_EXPRESSION))
+    }
 }
 
 /// Parses an image tag, which may be longer than at `/v2/`.
@@ -189,7 +226,9 @@ impl ImageFault {
     /// Returns the `failureReason`.
     pub(crate) fn reason(self) -> &'static str {
         match self {
-            Self::MissingDigestAndTag => "Invalid request parameters: both tag and digest cannot be null",
+            Self::MissingDigestAndTag => {
+                "Invalid request parameters: both tag and digest cannot be null"
+            }
             Self::InvalidImageDigest => {
                 "Invalid request parameters: image digest should satisfy the regex '[a-zA-Z0-9-_+.]+:[a-fA-F0-9]+'"
             }
@@ -197,7 +236,9 @@ impl ImageFault {
                 "Invalid request parameters: image tag should satisfy the regex '[a-zA-Z0-9_][a-zA-Z0-9._-]*' and have 1 to 300 characters"
             }
             Self::ImageNotFound => "Requested image not found",
-            Self::ImageTagDoesNotMatchDigest => "Requested image tag does not point at the requested image digest",
+            Self::ImageTagDoesNotMatchDigest => {
+                "Requested image tag does not point at the requested image digest"
+            }
             Self::ImageInaccessible => "Requested image is archived: restore it before pulling it",
         }
     }
@@ -206,7 +247,10 @@ impl ImageFault {
 impl ImageId {
     /// Returns the selection of the identifier.
     pub(crate) fn selector(&self) -> Result<Selector, ImageFault> {
-        let tag = self.image_tag.as_deref().map(|text| text.parse::<Tag>().map_err(|_| ImageFault::InvalidImageTag));
+        let tag = self
+            .image_tag
+            .as_deref()
+            .map(|text| text.parse::<Tag>().map_err(|_| ImageFault::InvalidImageTag));
         let digest = self.image_digest.as_deref().map(|text| match text.parse::<Digest>() {
             Ok(digest) => Ok(digest),
             // The syntax is right, but nothing here has such a digest.
@@ -223,7 +267,10 @@ impl ImageId {
 
     /// Returns the selection for an operation on one image: a wrong syntax is an invalid parameter,
     /// otherwise the image does not exist.
-    pub(crate) fn required_selector(&self, member: &'static str) -> Result<Option<Selector>, EcrError> {
+    pub(crate) fn required_selector(
+        &self,
+        member: &'static str,
+    ) -> Result<Option<Selector>, EcrError> {
         match self.selector() {
             Ok(selector) => Ok(Some(selector)),
             Err(ImageFault::ImageNotFound) => Ok(None),
@@ -247,8 +294,10 @@ mod tests {
 
     #[test]
     fn unknown_members_are_ignored_and_null_is_absent() {
-        let outer: Outer =
-            parse(br#"{"name": "x", "inner": {"flag": true, "more": [1]}, "number": null, "a": {}}"#).unwrap();
+        let outer: Outer = parse(
+            br#"{"name": "x", "inner": {"flag": true, "more": [1]}, "number": null, "a": {}}"#,
+        )
+        .unwrap();
         assert_eq!(outer.name.as_deref(), Some("x"));
         assert_eq!(outer.inner.unwrap().flag, Some(true));
         assert_eq!(outer.number, None);
@@ -278,7 +327,9 @@ mod tests {
 
     #[test]
     fn a_body_with_too_many_values_is_refused_unparsed() {
-        let list = |count: usize, value: &str| format!(r#"{{"other":[{}]}}"#, vec![value; count].join(","));
+        let list = |count: usize, value: &str| {
+            format!(r#"{{"other":[{}]}}"#, vec![value; count].join(","))
+        };
         assert!(parse::<Outer>(list(MAX_VALUES - 2, "0").as_bytes()).is_ok());
         for value in ["0", "{}", "[]", r#""""#, r#"{"flag":true}"#] {
             let refused = parse::<Outer>(list(MAX_VALUES, value).as_bytes());
@@ -326,7 +377,10 @@ mod tests {
         assert_eq!(id(Some(digest.as_str()), Some("v1")), Ok(Selector::Both(tag, digest)));
         assert_eq!(id(None, None), Err(ImageFault::MissingDigestAndTag));
         assert_eq!(id(Some("nonsense"), None), Err(ImageFault::InvalidImageDigest));
-        assert_eq!(id(Some("md5:d41d8cd98f00b204e9800998ecf8427e"), None), Err(ImageFault::ImageNotFound));
+        assert_eq!(
+            id(Some("md5:d41d8cd98f00b204e9800998ecf8427e"), None),
+            Err(ImageFault::ImageNotFound)
+        );
         assert_eq!(id(None, Some("a b")), Err(ImageFault::InvalidImageTag));
         assert_eq!(id(None, Some("")), Err(ImageFault::InvalidImageTag));
         assert_eq!(id(None, Some(&"t".repeat(301))), Err(ImageFault::InvalidImageTag));

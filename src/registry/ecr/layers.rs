@@ -39,8 +39,12 @@ input! {
 }
 
 /// InitiateLayerUpload.
-pub(crate) async fn initiate_upload(call: &EcrCall, input: InitiateUpload) -> Result<Value, EcrError> {
-    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+pub(crate) async fn initiate_upload(
+    call: &EcrCall,
+    input: InitiateUpload,
+) -> Result<Value, EcrError> {
+    let repository_ref =
+        call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let repository = call.repository(&repository_ref).await?;
     let begun = call.registry.begin_upload(repository.id, Algorithm::Sha256, call.now).await;
     let upload = begun.map_err(|failure| match failure {
@@ -97,7 +101,8 @@ impl Parts {
             return PartPosition::TooMany;
         }
         let before = self.last.as_ref();
-        let too_small = self.too_small || before.is_some_and(|before| before.last - before.first + 1 < MIN_PART);
+        let too_small = self.too_small
+            || before.is_some_and(|before| before.last - before.first + 1 < MIN_PART);
         PartPosition::Append(Self { count: self.count + 1, too_small, last: Some(part) })
     }
 }
@@ -143,13 +148,17 @@ impl<'de> Deserialize<'de> for PartBytes {
 
 /// UploadLayerPart.
 pub(crate) async fn upload_part(call: &EcrCall, input: UploadPart) -> Result<Value, EcrError> {
-    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let repository_ref =
+        call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let id = upload_id(input.upload_id.as_deref())?;
     let first = not_negative("partFirstByte", input.part_first_byte)?;
     let last = not_negative("partLastByte", input.part_last_byte)?;
     let PartBytes(blob) = required("layerPartBlob", input.layer_part_blob)?;
     if blob.len() > MAX_PART {
-        return Err(invalid("layerPartBlob", format!("Member must have length less than or equal to {MAX_PART}")));
+        return Err(invalid(
+            "layerPartBlob",
+            format!("Member must have length less than or equal to {MAX_PART}"),
+        ));
     }
     let repository = call.repository(&repository_ref).await?;
     let refused = |failure| refused_upload(failure, &repository_ref, id);
@@ -162,20 +171,30 @@ pub(crate) async fn upload_part(call: &EcrCall, input: UploadPart) -> Result<Val
         last_valid_byte: offset.checked_sub(1),
     };
     if last.checked_sub(first).is_none_or(|length| length + 1 != blob.len() as u64) {
-        return Err(invalid_part(format!("The part claims the bytes {first} to {last} but has {} bytes", blob.len())));
+        return Err(invalid_part(format!(
+            "The part claims the bytes {first} to {last} but has {} bytes",
+            blob.len()
+        )));
     }
     let hashed = blob.clone();
     let digest = tokio::task::spawn_blocking(move || Digest::sha256(&hashed)).await;
-    let part = Part { first, last, digest: digest.map_err(|error| EcrError::Server(error.into()))? };
+    let part =
+        Part { first, last, digest: digest.map_err(|error| EcrError::Server(error.into()))? };
     match Parts::parse(&session.acknowledged().progress.protocol_state).judge(offset, part) {
         PartPosition::Replay => {}
         PartPosition::OutOfSequence => {
-            return Err(invalid_part(format!("The part begins at byte {first}, but byte {offset} is the next one")));
+            return Err(invalid_part(format!(
+                "The part begins at byte {first}, but byte {offset} is the next one"
+            )));
         }
         PartPosition::TooMany => {
-            return Err(EcrError::LimitExceeded(format!("A layer may have at most {MAX_PARTS} parts")));
+            return Err(EcrError::LimitExceeded(format!(
+                "A layer may have at most {MAX_PARTS} parts"
+            )));
         }
-        PartPosition::Append(parts) => append(call, session, blob, &parts).await.map_err(refused)?,
+        PartPosition::Append(parts) => {
+            append(call, session, blob, &parts).await.map_err(refused)?
+        }
     }
     Ok(json!({
         "registryId": repository_ref.account,
@@ -185,7 +204,12 @@ pub(crate) async fn upload_part(call: &EcrCall, input: UploadPart) -> Result<Val
     }))
 }
 
-async fn append(call: &EcrCall, mut session: UploadSession, blob: Bytes, parts: &Parts) -> Result<(), UploadFailure> {
+async fn append(
+    call: &EcrCall,
+    mut session: UploadSession,
+    blob: Bytes,
+    parts: &Parts,
+) -> Result<(), UploadFailure> {
     // Numbers and a digest always serialize.
     let protocol_state = serde_json::to_vec(parts).unwrap_or_default();
     let length = blob.len() as u64;
@@ -204,7 +228,8 @@ async fn append(call: &EcrCall, mut session: UploadSession, blob: Bytes, parts: 
 }
 
 fn upload_id(text: Option<&str>) -> Result<Uuid, EcrError> {
-    const RULE: &str = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}";
+    const RULE: &str =
+        "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}";
     let text = required("uploadId", text)?;
     let fault = || invalid("uploadId", format!("must satisfy regular expression '{RULE}'"));
     // A UUID has several spellings; clients received this one.
@@ -219,13 +244,16 @@ fn not_negative(member: &'static str, value: Option<i64>) -> Result<u64, EcrErro
 
 fn refused_upload(failure: UploadFailure, repository_ref: &RepositoryRef, id: Uuid) -> EcrError {
     match failure {
-        UploadFailure::NotFound => {
-            EcrError::UploadNotFound { id: id.to_string().into(), repository_ref: repository_ref.clone() }
+        UploadFailure::NotFound => EcrError::UploadNotFound {
+            id: id.to_string().into(),
+            repository_ref: repository_ref.clone(),
+        },
+        UploadFailure::Busy => EcrError::Validation(format!(
+            "Another request is writing to the upload '{id}'. Try again."
+        )),
+        UploadFailure::TooLarge(limit) => {
+            EcrError::LimitExceeded(format!("A layer may have at most {limit} bytes"))
         }
-        UploadFailure::Busy => {
-            EcrError::Validation(format!("Another request is writing to the upload '{id}'. Try again."))
-        }
-        UploadFailure::TooLarge(limit) => EcrError::LimitExceeded(format!("A layer may have at most {limit} bytes")),
         UploadFailure::DigestMismatch { actual } => {
             EcrError::InvalidLayer(format!("the content has the digest '{actual}'"))
         }
@@ -244,8 +272,12 @@ input! {
 }
 
 /// CompleteLayerUpload. The digests are alternatives for the same content.
-pub(crate) async fn complete_upload(call: &EcrCall, input: CompleteUpload) -> Result<Value, EcrError> {
-    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+pub(crate) async fn complete_upload(
+    call: &EcrCall,
+    input: CompleteUpload,
+) -> Result<Value, EcrError> {
+    let repository_ref =
+        call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let id = upload_id(input.upload_id.as_deref())?;
     let digests = required("layerDigests", input.layer_digests)?;
     input::count("layerDigests", &digests, 1..=100)?;
@@ -281,8 +313,12 @@ input! {
 
 /// BatchCheckLayerAvailability. A layer that it reports as available is kept for the time of a
 /// lease.
-pub(crate) async fn batch_check_availability(call: &EcrCall, input: BatchCheck) -> Result<Value, EcrError> {
-    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+pub(crate) async fn batch_check_availability(
+    call: &EcrCall,
+    input: BatchCheck,
+) -> Result<Value, EcrError> {
+    let repository_ref =
+        call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let digests = required("layerDigests", input.layer_digests)?;
     input::count("layerDigests", &digests, 1..=100)?;
     for digest in &digests {
@@ -297,7 +333,8 @@ pub(crate) async fn batch_check_availability(call: &EcrCall, input: BatchCheck) 
         if text.is_empty() {
             failures.push(failure("MissingLayerDigest", "The layer digest is missing".into()));
         } else if !input::is_digest_like(text) {
-            let reason = format!("The layer digest should satisfy the regex '{}'", input::DIGEST_EXPRESSION);
+            let reason =
+                format!("The layer digest should satisfy the regex '{}'", input::DIGEST_EXPRESSION);
             failures.push(failure("InvalidLayerDigest", reason.into()));
         } else {
             asked.push((text, text.parse().ok()));
@@ -316,7 +353,9 @@ pub(crate) async fn batch_check_availability(call: &EcrCall, input: BatchCheck) 
     let found = usable;
     let present: Vec<Digest> = found.keys().cloned().collect();
     metadata.extend_leases(repository.id, &present, lease_of_present(call.now)).await?;
-    let availability = |(text, digest): (&str, Option<Digest>)| match digest.and_then(|digest| found.get(&digest)) {
+    let availability = |(text, digest): (&str, Option<Digest>)| match digest
+        .and_then(|digest| found.get(&digest))
+    {
         None => json!({ "layerDigest": text, "layerAvailability": "UNAVAILABLE" }),
         Some(layer) => json!({
             "layerDigest": layer.blob.digest,
@@ -335,17 +374,25 @@ input! {
 }
 
 /// GetDownloadUrlForLayer.
-pub(crate) async fn get_download_url(call: &EcrCall, input: GetDownloadUrl) -> Result<Value, EcrError> {
-    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+pub(crate) async fn get_download_url(
+    call: &EcrCall,
+    input: GetDownloadUrl,
+) -> Result<Value, EcrError> {
+    let repository_ref =
+        call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let text = required("layerDigest", input.layer_digest)?;
     let digest = input::digest("layerDigest", &text)?;
     let repository = call.repository(&repository_ref).await?;
     let metadata = call.registry.metadata.as_ref();
     let layer = match &digest {
-        Some(digest) => metadata.find_layers(repository.id, std::slice::from_ref(digest)).await?.pop().flatten(),
+        Some(digest) => {
+            metadata.find_layers(repository.id, std::slice::from_ref(digest)).await?.pop().flatten()
+        }
         None => None,
     };
-    let Some(layer) = layer else { return Err(EcrError::LayerNotFound { digest: text.into(), repository_ref }) };
+    let Some(layer) = layer else {
+        return Err(EcrError::LayerNotFound { digest: text.into(), repository_ref });
+    };
     let digest = layer.blob.digest.clone();
     if !call.registry.is_usable(&layer.blob).await? {
         return Err(EcrError::LayerNotFound { digest: text.into(), repository_ref });
@@ -358,10 +405,17 @@ pub(crate) async fn get_download_url(call: &EcrCall, input: GetDownloadUrl) -> R
     let url = match call.registry.presigned_url(&layer.blob, valid_for).await? {
         Some(url) => url,
         None => {
-            let key = call.registry.keys.get(&call.principal.access_key_id).ok_or(AuthError::UnrecognizedClient)?;
+            let key = call
+                .registry
+                .keys
+                .get(&call.principal.access_key_id)
+                .ok_or(AuthError::UnrecognizedClient)?;
             let expires = call.now.checked_add(URL_LIFETIME).unwrap_or(Timestamp::MAX);
             let query = download::sign(key, &repository_ref.name, &digest, expires);
-            format!("{}/v2/{}/blobs/{digest}?{query}", call.registry.config.public_url, repository_ref.name)
+            format!(
+                "{}/v2/{}/blobs/{digest}?{query}",
+                call.registry.config.public_url, repository_ref.name
+            )
         }
     };
     Ok(json!({ "downloadUrl": url, "layerDigest": digest }))

@@ -40,7 +40,8 @@ input! {
 
 /// PutLifecyclePolicy. The policy is enforced at once, by a job written in the same transaction.
 pub(crate) async fn put_policy(call: &EcrCall, input: PutPolicy) -> Result<Value, EcrError> {
-    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let repository_ref =
+        call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let text = check(required("lifecyclePolicyText", input.lifecycle_policy_text)?)?;
     let repository = call.repository(&repository_ref).await?;
     let change = RepositoryChange::LifecyclePolicy(Some(text.clone()));
@@ -64,13 +65,15 @@ input! {
 /// one.
 fn evaluated_output(repository_ref: &RepositoryRef, repository: &Repository, text: &str) -> Value {
     let mut output = policy_output(repository_ref, text);
-    output["lastEvaluatedAt"] = shapes::time(repository.lifecycle_evaluated_at.unwrap_or(Timestamp::UNIX_EPOCH));
+    output["lastEvaluatedAt"] =
+        shapes::time(repository.lifecycle_evaluated_at.unwrap_or(Timestamp::UNIX_EPOCH));
     output
 }
 
 /// GetLifecyclePolicy.
 pub(crate) async fn get_policy(call: &EcrCall, input: Which) -> Result<Value, EcrError> {
-    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let repository_ref =
+        call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let repository = call.repository(&repository_ref).await?;
     match &repository.lifecycle_policy {
         Some(text) => Ok(evaluated_output(&repository_ref, &repository, text)),
@@ -80,12 +83,19 @@ pub(crate) async fn get_policy(call: &EcrCall, input: Which) -> Result<Value, Ec
 
 /// DeleteLifecyclePolicy.
 pub(crate) async fn delete_policy(call: &EcrCall, input: Which) -> Result<Value, EcrError> {
-    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let repository_ref =
+        call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let repository = call.repository(&repository_ref).await?;
     let Some(text) = &repository.lifecycle_policy else {
         return Err(EcrError::LifecyclePolicyNotFound(repository_ref));
     };
-    super::repositories::change(call, &repository_ref, repository.id, RepositoryChange::LifecyclePolicy(None)).await?;
+    super::repositories::change(
+        call,
+        &repository_ref,
+        repository.id,
+        RepositoryChange::LifecyclePolicy(None),
+    )
+    .await?;
     Ok(evaluated_output(&repository_ref, &repository, text))
 }
 
@@ -96,7 +106,8 @@ input! {
 
 /// StartLifecyclePolicyPreview: of the given text, or of the stored policy.
 pub(crate) async fn start_preview(call: &EcrCall, input: StartPreview) -> Result<Value, EcrError> {
-    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let repository_ref =
+        call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let given = input.lifecycle_policy_text.map(check).transpose()?;
     let repository = call.repository(&repository_ref).await?;
     let Some(text) = given.or(repository.lifecycle_policy) else {
@@ -130,18 +141,23 @@ input! {
 
 /// GetLifecyclePolicyPreview. Filters narrow the results, not the summary.
 pub(crate) async fn get_preview(call: &EcrCall, input: GetPreview) -> Result<Value, EcrError> {
-    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let repository_ref =
+        call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let (token, size) = (input.next_token.as_deref(), input.max_results);
     let wanted = match &input.image_ids {
         None => None,
         Some(ids) => {
             input::count("imageIds", ids, 1..=100)?;
             no_paging("imageIds", token, size)?;
-            let selectors: Result<Vec<_>, _> = ids.iter().map(|id| id.required_selector("imageIds")).collect();
+            let selectors: Result<Vec<_>, _> =
+                ids.iter().map(|id| id.required_selector("imageIds")).collect();
             Some(selectors?.into_iter().flatten().collect::<Vec<Selector>>())
         }
     };
-    let tag_status = tag_status("filter.tagStatus", input.filter.and_then(|filter| filter.tag_status).as_deref())?;
+    let tag_status = tag_status(
+        "filter.tagStatus",
+        input.filter.and_then(|filter| filter.tag_status).as_deref(),
+    )?;
     let question = (repository_ref.name.to_string(), format!("{tag_status:?}"));
     let page = ResultPage::new(call, &repository_ref.account, question, token, size, PREVIEW)?;
     let after = page.after.as_deref().map(parse_key).transpose()?;
@@ -165,12 +181,14 @@ pub(crate) async fn get_preview(call: &EcrCall, input: GetPreview) -> Result<Val
         _ if status != "COMPLETE" => (Vec::new(), None),
         Some(wanted) => {
             let mut found = results_of(call, &repository, wanted).await?;
-            found.retain(|(_, result)| tagged.is_none_or(|tagged| tagged != result.tags.is_empty()));
+            found
+                .retain(|(_, result)| tagged.is_none_or(|tagged| tagged != result.tags.is_empty()));
             (found, None)
         }
         None => {
             let after = after.map(|(_, position)| position);
-            let found = metadata.list_preview_results(repository.id, tagged, after, page.fetch()).await?;
+            let found =
+                metadata.list_preview_results(repository.id, tagged, after, page.fetch()).await?;
             page.cut(found, |(position, _)| key(preview.started_at, *position))
         }
     };
@@ -187,10 +205,14 @@ fn state(preview: &Preview, now: Timestamp) -> (&'static str, Value) {
     match &preview.state {
         PreviewState::InProgress => ("IN_PROGRESS", Value::Null),
         PreviewState::Failed => ("FAILED", Value::Null),
-        PreviewState::Complete { completed_at, .. } if now.duration_since(*completed_at) > PREVIEW_LIFETIME => {
+        PreviewState::Complete { completed_at, .. }
+            if now.duration_since(*completed_at) > PREVIEW_LIFETIME =>
+        {
             ("EXPIRED", Value::Null)
         }
-        PreviewState::Complete { summary, .. } => ("COMPLETE", serde_json::from_str(summary).unwrap_or(Value::Null)),
+        PreviewState::Complete { summary, .. } => {
+            ("COMPLETE", serde_json::from_str(summary).unwrap_or(Value::Null))
+        }
     }
 }
 
@@ -220,8 +242,9 @@ fn key(started_at: Timestamp, position: u64) -> String {
 }
 
 fn parse_key(key: &str) -> Result<(i128, u64), EcrError> {
-    let parsed =
-        key.split_once(' ').and_then(|(started, position)| Some((started.parse().ok()?, position.parse().ok()?)));
+    let parsed = key
+        .split_once(' ')
+        .and_then(|(started, position)| Some((started.parse().ok()?, position.parse().ok()?)));
     parsed.ok_or_else(invalid_token)
 }
 
@@ -262,14 +285,18 @@ mod tests {
             "Invalid parameter at 'lifecyclePolicyText' failed to satisfy constraint: 'Member must have length greater than or equal to 100'"
         );
         let refused = check("x".repeat(100)).unwrap_err();
-        assert!(refused.to_string().contains("Could not map policyString into LifecyclePolicy."), "{refused}");
+        assert!(
+            refused.to_string().contains("Could not map policyString into LifecyclePolicy."),
+            "{refused}"
+        );
     }
 
     #[test]
     fn a_preview_expires_a_day_after_its_completion() {
         let at = |second| Timestamp::from_second(second).unwrap();
-        let state_of =
-            |state, now| super::state(&Preview { policy: String::new(), started_at: at(0), state }, at(now)).0;
+        let state_of = |state, now| {
+            super::state(&Preview { policy: String::new(), started_at: at(0), state }, at(now)).0
+        };
         let complete = PreviewState::Complete { completed_at: at(10), summary: "{}".into() };
         assert_eq!(state_of(PreviewState::InProgress, 1_000_000), "IN_PROGRESS");
         assert_eq!(state_of(PreviewState::Failed, 1), "FAILED");

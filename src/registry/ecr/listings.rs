@@ -11,7 +11,9 @@ use super::page::{self, ResultPage, Sizes, invalid_token};
 use super::repositories::no_paging;
 use super::{EcrCall, shapes};
 use wharfage_domain::names::{Digest, Reference};
-use wharfage_store::images::{ImageFilter, ImageIdentifier, ImageStatus, ReferrerFilter, TagStatusFilter, TaggedImage};
+use wharfage_store::images::{
+    ImageFilter, ImageIdentifier, ImageStatus, ReferrerFilter, TagStatusFilter, TaggedImage,
+};
 use wharfage_store::repositories::Repository;
 
 /// The page sizes of ListImageReferrers, which are smaller than those of the others.
@@ -31,9 +33,15 @@ input! {
 }
 
 /// Parses `tagStatus` in filters.
-pub(crate) fn tag_status(member: &'static str, text: Option<&str>) -> Result<TagStatusFilter, EcrError> {
-    const ALL: [(&str, TagStatusFilter); 3] =
-        [("TAGGED", TagStatusFilter::Tagged), ("UNTAGGED", TagStatusFilter::Untagged), ("ANY", TagStatusFilter::Any)];
+pub(crate) fn tag_status(
+    member: &'static str,
+    text: Option<&str>,
+) -> Result<TagStatusFilter, EcrError> {
+    const ALL: [(&str, TagStatusFilter); 3] = [
+        ("TAGGED", TagStatusFilter::Tagged),
+        ("UNTAGGED", TagStatusFilter::Untagged),
+        ("ANY", TagStatusFilter::Any),
+    ];
     text.map_or(Ok(TagStatusFilter::Any), |text| input::one_of(member, text, &ALL))
 }
 
@@ -69,15 +77,24 @@ input! {
 
 /// ListImages.
 pub(crate) async fn list_images(call: &EcrCall, input: ListImages) -> Result<Value, EcrError> {
-    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let repository_ref =
+        call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let filter = Filter::check(input.filter)?;
     let (token, size) = (input.next_token.as_deref(), input.max_results);
-    let page =
-        ResultPage::new(call, &repository_ref.account, question(&repository_ref, &filter), token, size, page::USUAL)?;
-    let after = page.after.as_deref().map(|key| parse_key(key).ok_or_else(invalid_token)).transpose()?;
+    let page = ResultPage::new(
+        call,
+        &repository_ref.account,
+        question(&repository_ref, &filter),
+        token,
+        size,
+        page::USUAL,
+    )?;
+    let after =
+        page.after.as_deref().map(|key| parse_key(key).ok_or_else(invalid_token)).transpose()?;
     let repository = call.repository(&repository_ref).await?;
     let metadata = call.registry.metadata.as_ref();
-    let found = metadata.list_image_ids(repository.id, filter, after.as_ref(), page.fetch()).await?;
+    let found =
+        metadata.list_image_ids(repository.id, filter, after.as_ref(), page.fetch()).await?;
     let (found, next_token) = page.cut(found, key);
     let ids: Vec<Value> = found.iter().map(|id| image_id(&id.digest, id.tag.as_ref())).collect();
     Ok(json!({ "imageIds": ids, "nextToken": next_token }))
@@ -92,8 +109,12 @@ fn key(id: &ImageIdentifier) -> String {
 }
 
 fn parse_key(key: &str) -> Option<ImageIdentifier> {
-    let (digest, tag) = key.split_once(' ').map_or((key, None), |(digest, tag)| (digest, Some(tag)));
-    Some(ImageIdentifier { digest: digest.parse().ok()?, tag: tag.map(str::parse).transpose().ok()? })
+    let (digest, tag) =
+        key.split_once(' ').map_or((key, None), |(digest, tag)| (digest, Some(tag)));
+    Some(ImageIdentifier {
+        digest: digest.parse().ok()?,
+        tag: tag.map(str::parse).transpose().ok()?,
+    })
 }
 
 /// The number of images that DescribeImages reads at once. A page also ends after this many bytes
@@ -115,8 +136,12 @@ input! {
 }
 
 /// DescribeImages.
-pub(crate) async fn describe_images(call: &EcrCall, input: DescribeImages) -> Result<Value, EcrError> {
-    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+pub(crate) async fn describe_images(
+    call: &EcrCall,
+    input: DescribeImages,
+) -> Result<Value, EcrError> {
+    let repository_ref =
+        call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let filter = Filter::check(input.filter)?;
     let (token, size) = (input.next_token.as_deref(), input.max_results);
     if let Some(ids) = input.image_ids {
@@ -129,8 +154,14 @@ pub(crate) async fn describe_images(call: &EcrCall, input: DescribeImages) -> Re
         let repository = call.repository(&repository_ref).await?;
         return describe_these(call, &repository_ref, &repository, &ids, &selectors).await;
     }
-    let page =
-        ResultPage::new(call, &repository_ref.account, question(&repository_ref, &filter), token, size, page::USUAL)?;
+    let page = ResultPage::new(
+        call,
+        &repository_ref.account,
+        question(&repository_ref, &filter),
+        token,
+        size,
+        page::USUAL,
+    )?;
     let after = parse_digest(&page)?;
     let repository = call.repository(&repository_ref).await?;
     let metadata = call.registry.metadata.as_ref();
@@ -140,7 +171,11 @@ pub(crate) async fn describe_images(call: &EcrCall, input: DescribeImages) -> Re
         let wanted = (page.fetch() - found.len()).min(DESCRIBED_AT_ONCE);
         let batch = metadata.list_images(repository.id, filter, after.as_ref(), wanted).await?;
         let last = batch.len() < wanted;
-        bytes += batch.iter().flat_map(|tagged| &tagged.tags).map(|tag| tag.as_str().len()).sum::<usize>();
+        bytes += batch
+            .iter()
+            .flat_map(|tagged| &tagged.tags)
+            .map(|tag| tag.as_str().len())
+            .sum::<usize>();
         found.extend(batch);
         after = found.last().map(|tagged: &TaggedImage| tagged.image.digest.clone());
         if last || found.len() == page.fetch() {
@@ -150,7 +185,8 @@ pub(crate) async fn describe_images(call: &EcrCall, input: DescribeImages) -> Re
             break page.end(found, key);
         }
     };
-    let details: Vec<Value> = found.iter().map(|tagged| shapes::image_detail(&repository_ref, tagged)).collect();
+    let details: Vec<Value> =
+        found.iter().map(|tagged| shapes::image_detail(&repository_ref, tagged)).collect();
     Ok(json!({ "imageDetails": details, "nextToken": next_token }))
 }
 
@@ -169,14 +205,15 @@ async fn describe_these(
 ) -> Result<Value, EcrError> {
     let mut references: Vec<Reference> = Vec::with_capacity(ids.len());
     for (id, selector) in ids.iter().zip(selectors) {
-        references.push(selector.as_ref().ok_or_else(|| not_found(repository_ref, id))?.reference());
+        references
+            .push(selector.as_ref().ok_or_else(|| not_found(repository_ref, id))?.reference());
     }
     let found = call.registry.metadata.find_images(repository.id, &references).await?;
     let (mut details, mut seen) = (Vec::new(), HashSet::new());
     for ((id, selector), found) in ids.iter().zip(selectors).zip(&found) {
-        let agreeing = found
-            .as_ref()
-            .filter(|found| selector.as_ref().is_some_and(|selector| selector.agrees(&found.image.digest)));
+        let agreeing = found.as_ref().filter(|found| {
+            selector.as_ref().is_some_and(|selector| selector.agrees(&found.image.digest))
+        });
         let tagged = agreeing.ok_or_else(|| not_found(repository_ref, id))?;
         if seen.insert(&tagged.image.digest) {
             details.push(shapes::image_detail(repository_ref, tagged));
@@ -208,8 +245,12 @@ input! {
 }
 
 /// ListImageReferrers. A missing subject has no referrers.
-pub(crate) async fn list_referrers(call: &EcrCall, input: ListReferrers) -> Result<Value, EcrError> {
-    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+pub(crate) async fn list_referrers(
+    call: &EcrCall,
+    input: ListReferrers,
+) -> Result<Value, EcrError> {
+    let repository_ref =
+        call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let subject = required("subjectId", input.subject_id)?;
     let subject = required("subjectId.imageDigest", subject.image_digest)?;
     let digest = input::digest("subjectId.imageDigest", &subject)?;
@@ -222,7 +263,9 @@ pub(crate) async fn list_referrers(call: &EcrCall, input: ListReferrers) -> Resu
     let found = match digest {
         Some(digest) => {
             let metadata = call.registry.metadata.as_ref();
-            metadata.list_referrers(repository.id, &digest, &filter, after.as_ref(), page.fetch()).await?
+            metadata
+                .list_referrers(repository.id, &digest, &filter, after.as_ref(), page.fetch())
+                .await?
         }
         None => Vec::new(),
     };
@@ -249,7 +292,10 @@ fn check_referrers_filter(filter: ReferrersFilter) -> Result<ReferrerFilter, Ecr
     for artifact_type in &artifact_types {
         input::length("filter.artifactTypes", artifact_type, 1..=255)?;
     }
-    Ok(ReferrerFilter { artifact_types, status: status("filter.artifactStatus", filter.artifact_status.as_deref())? })
+    Ok(ReferrerFilter {
+        artifact_types,
+        status: status("filter.artifactStatus", filter.artifact_status.as_deref())?,
+    })
 }
 
 #[cfg(test)]
@@ -269,10 +315,12 @@ mod tests {
     #[test]
     fn lists_show_active_images_by_default() {
         let check = |tag_status: Option<&str>, image_status: Option<&str>| {
-            let (tag_status, image_status) = (tag_status.map(str::to_owned), image_status.map(str::to_owned));
+            let (tag_status, image_status) =
+                (tag_status.map(str::to_owned), image_status.map(str::to_owned));
             Filter::check(Some(Filter { tag_status, image_status, ..Default::default() }))
         };
-        let usual = ImageFilter { tag_status: TagStatusFilter::Any, status: Some(ImageStatus::Active) };
+        let usual =
+            ImageFilter { tag_status: TagStatusFilter::Any, status: Some(ImageStatus::Active) };
         assert_eq!(Filter::check(None).unwrap(), usual);
         assert_eq!(check(Some("ANY"), Some("ANY")).unwrap(), ImageFilter::EVERYTHING);
         assert_eq!(check(Some("UNTAGGED"), None).unwrap().tag_status, TagStatusFilter::Untagged);

@@ -95,7 +95,8 @@ async fn run(
 ) -> Result<Bytes, EcrError> {
     let now = Timestamp::now();
     let target = head.headers.get(AMZ_TARGET).map(HeaderValue::as_bytes).unwrap_or_default();
-    let scope = sigv4::Scope { region: &registry.config.region, service: operations::service(target) };
+    let scope =
+        sigv4::Scope { region: &registry.config.region, service: operations::service(target) };
     // Checks that need no body come before it is read.
     let claimed = sigv4::check_claims(&head.uri, &head.headers, scope, &registry.keys, now)?;
     let limit = operation.map_or(SMALL_BODY, |operation| operation.body_limit);
@@ -105,7 +106,12 @@ async fn run(
     let claimed = memory.claimed(peer, &claimed.access_key_id);
     let (body, mut account) = body.read_up_to(limit, &claimed).await?;
     let (body, body_hash) = hashed(body).await?;
-    let signed = sigv4::SignedRequest { method: &head.method, uri: &head.uri, headers: &head.headers, body_hash };
+    let signed = sigv4::SignedRequest {
+        method: &head.method,
+        uri: &head.uri,
+        headers: &head.headers,
+        body_hash,
+    };
     let principal = sigv4::verify(signed, scope, &registry.keys, now)?;
     let caller = Caller::Verified(peer, Arc::clone(&principal.access_key_id));
     memory.remember(&caller);
@@ -135,14 +141,21 @@ async fn hashed(body: Bytes) -> Result<(Bytes, [u8; 32]), EcrError> {
     if body.len() <= QUICK_BODY {
         return Ok(hash(body));
     }
-    tokio::task::spawn_blocking(move || hash(body)).await.map_err(|error| EcrError::Server(error.into()))
+    tokio::task::spawn_blocking(move || hash(body))
+        .await
+        .map_err(|error| EcrError::Server(error.into()))
 }
 
 fn unknown_operation(head: &http::request::Parts) -> EcrError {
-    EcrError::UnknownOperation(match head.headers.get(AMZ_TARGET).and_then(|target| target.to_str().ok()) {
-        Some(target) => format!("The operation '{}' is not available", target.chars().take(200).collect::<String>()),
-        None => "The request names no operation in its X-Amz-Target header".to_owned(),
-    })
+    EcrError::UnknownOperation(
+        match head.headers.get(AMZ_TARGET).and_then(|target| target.to_str().ok()) {
+            Some(target) => format!(
+                "The operation '{}' is not available",
+                target.chars().take(200).collect::<String>()
+            ),
+            None => "The request names no operation in its X-Amz-Target header".to_owned(),
+        },
+    )
 }
 
 /// Creates a response of the API.
@@ -163,8 +176,13 @@ impl EcrCall {
     }
 
     /// Returns the repository that `registryId` and `repositoryName` name.
-    fn repository_ref(&self, registry_id: Option<&str>, name: Option<&str>) -> Result<RepositoryRef, EcrError> {
-        let name = input::repository_name("repositoryName", input::required("repositoryName", name)?)?;
+    fn repository_ref(
+        &self,
+        registry_id: Option<&str>,
+        name: Option<&str>,
+    ) -> Result<RepositoryRef, EcrError> {
+        let name =
+            input::repository_name("repositoryName", input::required("repositoryName", name)?)?;
         Ok(RepositoryRef { account: self.account(registry_id)?, name })
     }
 
@@ -174,9 +192,16 @@ impl EcrCall {
     }
 
     /// Checks the permission for an action on a repository, which need not exist.
-    fn authorize_action(&self, action: &'static str, repository_ref: &RepositoryRef) -> Result<(), EcrError> {
-        let resource =
-            Resource::Repository(&self.registry.config.region, &repository_ref.account, &repository_ref.name);
+    fn authorize_action(
+        &self,
+        action: &'static str,
+        repository_ref: &RepositoryRef,
+    ) -> Result<(), EcrError> {
+        let resource = Resource::Repository(
+            &self.registry.config.region,
+            &repository_ref.account,
+            &repository_ref.name,
+        );
         Ok(auth::authorize(&self.principal, action, resource)?)
     }
 
@@ -189,7 +214,11 @@ impl EcrCall {
     /// have been checked before.
     async fn repository(&self, repository_ref: &RepositoryRef) -> Result<Repository, EcrError> {
         self.authorize(repository_ref)?;
-        let found = self.registry.metadata.find_repository(&repository_ref.account, &repository_ref.name).await?;
+        let found = self
+            .registry
+            .metadata
+            .find_repository(&repository_ref.account, &repository_ref.name)
+            .await?;
         found.ok_or_else(|| EcrError::RepositoryNotFound(repository_ref.clone()))
     }
 }

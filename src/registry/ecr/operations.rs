@@ -136,9 +136,12 @@ mod tests {
 
     #[test]
     fn other_targets_name_nothing() {
-        for target in
-            ["", "CreateRepository", "AmazonEC2ContainerRegistry_V20150921.", "SpencerFrontendService.CreateRepository"]
-        {
+        for target in [
+            "",
+            "CreateRepository",
+            "AmazonEC2ContainerRegistry_V20150921.",
+            "SpencerFrontendService.CreateRepository",
+        ] {
             assert!(find(target.as_bytes()).is_none(), "{target}");
         }
         assert!(find(b"AmazonEC2ContainerRegistry_V20150921.\xff").is_none());

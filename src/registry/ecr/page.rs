@@ -64,7 +64,11 @@ impl ResultPage {
 
     /// Cuts the fetched entries to the page, and creates the token of the next page if there is
     /// one. `key` returns the key of an entry.
-    pub(crate) fn cut<T>(&self, mut entries: Vec<T>, key: impl Fn(&T) -> String) -> (Vec<T>, Option<String>) {
+    pub(crate) fn cut<T>(
+        &self,
+        mut entries: Vec<T>,
+        key: impl Fn(&T) -> String,
+    ) -> (Vec<T>, Option<String>) {
         if entries.len() <= self.limit {
             return (entries, None);
         }
@@ -73,7 +77,11 @@ impl ResultPage {
     }
 
     /// Creates a page of these entries that is not the last one.
-    pub(crate) fn end<T>(&self, entries: Vec<T>, key: impl Fn(&T) -> String) -> (Vec<T>, Option<String>) {
+    pub(crate) fn end<T>(
+        &self,
+        entries: Vec<T>,
+        key: impl Fn(&T) -> String,
+    ) -> (Vec<T>, Option<String>) {
         let token = entries.last().map(|last| seal(&self.question, &key(last)));
         (entries, token)
     }
@@ -81,7 +89,10 @@ impl ResultPage {
 
 /// Creates the error of a token that no page of this listing returned.
 pub(crate) fn invalid_token() -> EcrError {
-    input::invalid("nextToken", "Member must be the nextToken of a previous answer to the same request")
+    input::invalid(
+        "nextToken",
+        "Member must be the nextToken of a previous answer to the same request",
+    )
 }
 
 /// Creates a token: the key to continue after, and a hash that binds it to the listing. It protects
@@ -103,7 +114,8 @@ fn open(question: &[u8], token: &str) -> Result<String, EcrError> {
 }
 
 fn binding(question: &[u8], after: &str) -> [u8; BINDING] {
-    let hash = Sha256::new().chain_update(question).chain_update([0]).chain_update(after).finalize();
+    let hash =
+        Sha256::new().chain_update(question).chain_update([0]).chain_update(after).finalize();
     let mut binding = [0; BINDING];
     binding.copy_from_slice(&hash[..BINDING]);
     binding

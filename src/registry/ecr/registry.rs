@@ -28,7 +28,10 @@ input! {
 
 /// GetAuthorizationToken. The token belongs to the caller's identity, whatever registries the input
 /// names.
-pub(crate) async fn get_authorization_token(call: &EcrCall, input: GetAuthorizationToken) -> Result<Value, EcrError> {
+pub(crate) async fn get_authorization_token(
+    call: &EcrCall,
+    input: GetAuthorizationToken,
+) -> Result<Value, EcrError> {
     const IDS: &str = "registryIds";
     let accounts = match input.registry_ids {
         None => vec![call.principal.account.clone()],
@@ -38,12 +41,19 @@ pub(crate) async fn get_authorization_token(call: &EcrCall, input: GetAuthorizat
         }
     };
     call.authorize_registry(&call.principal.account)?;
-    let key = call.registry.keys.get(&call.principal.access_key_id).ok_or(AuthError::UnrecognizedClient)?;
+    let key = call
+        .registry
+        .keys
+        .get(&call.principal.access_key_id)
+        .ok_or(AuthError::UnrecognizedClient)?;
     let (token, expires_at) = token::issue(key, call.now)?;
     let token = BASE64.encode(format!("AWS:{token}"));
     let data = accounts.iter().map(|account| {
         let endpoint = call.registry.config.url_of(account).ok_or_else(|| {
-            input::invalid(IDS, "This registry is reached by an IP address, so other accounts have no host")
+            input::invalid(
+                IDS,
+                "This registry is reached by an IP address, so other accounts have no host",
+            )
         })?;
         Ok(json!({
             "authorizationToken": token,
@@ -75,7 +85,10 @@ input! {
 }
 
 /// GetAccountSetting.
-pub(crate) async fn get_account_setting(call: &EcrCall, input: GetAccountSetting) -> Result<Value, EcrError> {
+pub(crate) async fn get_account_setting(
+    call: &EcrCall,
+    input: GetAccountSetting,
+) -> Result<Value, EcrError> {
     let (name, values) = values_of(input.name)?;
     call.authorize_registry(&call.principal.account)?;
     let settings = call.registry.metadata.list_account_settings(&call.principal.account).await?;
@@ -89,7 +102,10 @@ input! {
 }
 
 /// PutAccountSetting.
-pub(crate) async fn put_account_setting(call: &EcrCall, input: PutAccountSetting) -> Result<Value, EcrError> {
+pub(crate) async fn put_account_setting(
+    call: &EcrCall,
+    input: PutAccountSetting,
+) -> Result<Value, EcrError> {
     let (name, values) = values_of(input.name)?;
     let value = required("value", input.value)?;
     let variants: Vec<(&'static str, ())> = values.iter().map(|value| (*value, ())).collect();

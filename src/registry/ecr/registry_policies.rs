@@ -23,7 +23,10 @@ pub(crate) async fn put(call: &EcrCall, input: Put) -> Result<Value, EcrError> {
     let policy = Policy::parse(Kind::Registry, &text)?;
     let account = &call.principal.account;
     call.authorize_registry(account)?;
-    call.registry.metadata.change_registry(account, RegistryChange::Policy(Some(text.clone()))).await?;
+    call.registry
+        .metadata
+        .change_registry(account, RegistryChange::Policy(Some(text.clone())))
+        .await?;
     if policy.denies() {
         tracing::warn!(%account, "the registry's policy has a Deny; it is stored and not enforced yet");
     }
@@ -41,7 +44,10 @@ pub(crate) async fn get(call: &EcrCall, _: Nothing) -> Result<Value, EcrError> {
 pub(crate) async fn delete(call: &EcrCall, _: Nothing) -> Result<Value, EcrError> {
     let account = &call.principal.account;
     call.authorize_registry(account)?;
-    render(account, call.registry.metadata.change_registry(account, RegistryChange::Policy(None)).await?.policy)
+    render(
+        account,
+        call.registry.metadata.change_registry(account, RegistryChange::Policy(None)).await?.policy,
+    )
 }
 
 fn render(account: &AccountId, policy: Option<String>) -> Result<Value, EcrError> {

@@ -26,7 +26,8 @@ input! {
 /// SetRepositoryPolicy. Without `force`, a policy that keeps its caller from setting another one is
 /// refused.
 pub(crate) async fn set(call: &EcrCall, input: Set) -> Result<Value, EcrError> {
-    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let repository_ref =
+        call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let text = required("policyText", input.policy_text)?;
     input::length("policyText", &text, 0..=MAX_LENGTH)?;
     let policy = Policy::parse(Kind::Repository, &text)?;
@@ -37,7 +38,8 @@ pub(crate) async fn set(call: &EcrCall, input: Set) -> Result<Value, EcrError> {
         ));
     }
     let repository = call.repository(&repository_ref).await?;
-    change(call, &repository_ref, repository.id, RepositoryChange::Policy(Some(text.clone()))).await?;
+    change(call, &repository_ref, repository.id, RepositoryChange::Policy(Some(text.clone())))
+        .await?;
     if policy.denies() {
         let RepositoryRef { account, name } = &repository_ref;
         tracing::warn!(%account, repository = %name, "a repository policy has a Deny; it is stored and not enforced yet");
@@ -56,7 +58,8 @@ input! {
 
 /// GetRepositoryPolicy.
 pub(crate) async fn get(call: &EcrCall, input: Which) -> Result<Value, EcrError> {
-    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let repository_ref =
+        call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     match call.repository(&repository_ref).await?.policy {
         Some(text) => Ok(output(&repository_ref, &text)),
         None => Err(EcrError::RepositoryPolicyNotFound(repository_ref)),
@@ -65,9 +68,12 @@ pub(crate) async fn get(call: &EcrCall, input: Which) -> Result<Value, EcrError>
 
 /// DeleteRepositoryPolicy.
 pub(crate) async fn delete(call: &EcrCall, input: Which) -> Result<Value, EcrError> {
-    let repository_ref = call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
+    let repository_ref =
+        call.repository_ref(input.registry_id.as_deref(), input.repository_name.as_deref())?;
     let repository = call.repository(&repository_ref).await?;
-    let Some(text) = repository.policy else { return Err(EcrError::RepositoryPolicyNotFound(repository_ref)) };
+    let Some(text) = repository.policy else {
+        return Err(EcrError::RepositoryPolicyNotFound(repository_ref));
+    };
     change(call, &repository_ref, repository.id, RepositoryChange::Policy(None)).await?;
     Ok(output(&repository_ref, &text))
 }

@@ -33,7 +33,10 @@ pub(crate) fn check(tags: Vec<Tag>) -> Result<Vec<ResourceTag>, EcrError> {
     let mut keys = HashSet::new();
     let mut checked = Vec::with_capacity(tags.len());
     for tag in tags {
-        let fault = |member, reason: &str| EcrError::InvalidTagParameter { member, reason: reason.to_owned().into() };
+        let fault = |member, reason: &str| EcrError::InvalidTagParameter {
+            member,
+            reason: reason.to_owned().into(),
+        };
         let in_key = |reason: &str| fault("tags.Key".into(), reason);
         let in_value = |reason: &str| fault("tags.Value".into(), reason);
         let key = tag.key.ok_or_else(|| in_key("Member must not be null"))?;
@@ -87,12 +90,15 @@ input! {
 pub(crate) async fn tag(call: &EcrCall, input: TagResource) -> Result<Value, EcrError> {
     let tags = check(required("tags", input.tags)?)?;
     let repository = repository(call, input.resource_arn).await?;
-    call.registry.metadata.tag_resource(repository.id, tags, MAX_TAGS).await.map_err(|error| match error {
-        TagResourceError::NotFound => {
-            EcrError::RepositoryNotFound(RepositoryRef::new(&repository.account, &repository.name))
+    call.registry.metadata.tag_resource(repository.id, tags, MAX_TAGS).await.map_err(|error| {
+        match error {
+            TagResourceError::NotFound => EcrError::RepositoryNotFound(RepositoryRef::new(
+                &repository.account,
+                &repository.name,
+            )),
+            TagResourceError::TooMany(limit) => EcrError::TooManyTags(limit),
+            TagResourceError::Store(error) => error.into(),
         }
-        TagResourceError::TooMany(limit) => EcrError::TooManyTags(limit),
-        TagResourceError::Store(error) => error.into(),
     })?;
     Ok(json!({}))
 }
@@ -123,7 +129,8 @@ input! {
 pub(crate) async fn list(call: &EcrCall, input: ListTags) -> Result<Value, EcrError> {
     let repository = repository(call, input.resource_arn).await?;
     let tags = call.registry.metadata.list_resource_tags(repository.id).await?;
-    let tags: Vec<Value> = tags.into_iter().map(|tag| json!({ "Key": tag.key, "Value": tag.value })).collect();
+    let tags: Vec<Value> =
+        tags.into_iter().map(|tag| json!({ "Key": tag.key, "Value": tag.value })).collect();
     Ok(json!({ "tags": tags }))
 }
 

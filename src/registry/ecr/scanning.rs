@@ -35,13 +35,17 @@ pub(crate) async fn put(call: &EcrCall, input: Put) -> Result<Value, EcrError> {
     if configuration != ScanningConfiguration::default() {
         tracing::warn!(%account, "a scanning configuration was put; it is stored, and no image is scanned yet");
     }
-    call.registry.metadata.change_registry(account, RegistryChange::Scanning(configuration)).await?;
+    call.registry
+        .metadata
+        .change_registry(account, RegistryChange::Scanning(configuration))
+        .await?;
     Ok(output)
 }
 
 fn configuration(input: Put) -> Result<ScanningConfiguration, EcrError> {
     let scan_type = input.scan_type.as_deref().unwrap_or(ScanType::default().as_str());
-    let scan_type = input::one_of("scanType", scan_type, &ScanType::ALL.map(|it| (it.as_str(), it)))?;
+    let scan_type =
+        input::one_of("scanType", scan_type, &ScanType::ALL.map(|it| (it.as_str(), it)))?;
     let rules = input.rules.unwrap_or_default();
     input::count("rules", &rules, 0..=2)?;
     let rules = rules.into_iter().map(rule).collect::<Result<_, _>>()?;
@@ -56,10 +60,14 @@ fn rule(rule: Rule) -> Result<ScanningRule, EcrError> {
     const FREQUENCY: &str = "rules.scanFrequency";
     const FILTERS: &str = "rules.repositoryFilters";
     let frequency = required(FREQUENCY, rule.scan_frequency)?;
-    let scan_frequency = input::one_of(FREQUENCY, &frequency, &ScanFrequency::ALL.map(|it| (it.as_str(), it)))?;
+    let scan_frequency =
+        input::one_of(FREQUENCY, &frequency, &ScanFrequency::ALL.map(|it| (it.as_str(), it)))?;
     let filters = required(FILTERS, rule.repository_filters)?;
     input::count(FILTERS, &filters, 0..=100)?;
-    Ok(ScanningRule { scan_frequency, filters: filters.into_iter().map(filter).collect::<Result<_, _>>()? })
+    Ok(ScanningRule {
+        scan_frequency,
+        filters: filters.into_iter().map(filter).collect::<Result<_, _>>()?,
+    })
 }
 
 fn filter(filter: Filter) -> Result<String, EcrError> {
@@ -107,14 +115,16 @@ pub(crate) async fn batch_get(call: &EcrCall, input: BatchGet) -> Result<Value, 
     let account = &call.principal.account;
     let mut places = Vec::with_capacity(names.len());
     for name in &names {
-        let repository_ref = RepositoryRef::new(account, &input::repository_name("repositoryNames", name)?);
+        let repository_ref =
+            RepositoryRef::new(account, &input::repository_name("repositoryNames", name)?);
         call.authorize(&repository_ref)?;
         places.push(repository_ref);
     }
     let configuration = call.registry.metadata.registry_settings(account).await?.scanning;
     let (mut found, mut failures) = (Vec::new(), Vec::new());
     for RepositoryRef { account, name } in places {
-        let Some(repository) = call.registry.metadata.find_repository(&account, &name).await? else {
+        let Some(repository) = call.registry.metadata.find_repository(&account, &name).await?
+        else {
             failures.push(json!({
                 "repositoryName": name,
                 "failureCode": "REPOSITORY_NOT_FOUND",

@@ -89,7 +89,8 @@ mod tests {
 
     #[test]
     fn absent_members_are_omitted_at_any_depth() {
-        let output = json!({ "a": null, "b": { "c": null, "d": 1 }, "e": [{ "f": null, "g": [] }] });
+        let output =
+            json!({ "a": null, "b": { "c": null, "d": 1 }, "e": [{ "f": null, "g": [] }] });
         assert_eq!(render(output), r#"{"b":{"d":1},"e":[{"g":[]}]}"#);
     }
 

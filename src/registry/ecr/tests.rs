@@ -47,7 +47,8 @@ impl Bed {
         };
         let registry = {
             let _entered = runtime.enter();
-            let metadata = Arc::new(SqliteStore::open(&folder.path().join("metadata.sqlite")).unwrap());
+            let metadata =
+                Arc::new(SqliteStore::open(&folder.path().join("metadata.sqlite")).unwrap());
             let blobs = Arc::new(FolderBlobs::open(&folder.path().join("blobs")).unwrap());
             let keys = Keyring::new([key.clone()]);
             Arc::new(Registry::new(config, metadata, blobs, keys, Arc::default()))
@@ -67,7 +68,8 @@ impl Bed {
     }
 
     fn call(&self, name: &str, input: Value) -> Value {
-        self.send(name, input.to_string()).unwrap_or_else(|error| panic!("{name}: {}: {error}", error.code()))
+        self.send(name, input.to_string())
+            .unwrap_or_else(|error| panic!("{name}: {}: {error}", error.code()))
     }
 
     fn refusal(&self, name: &str, input: Value) -> (&'static str, String) {
@@ -84,10 +86,12 @@ impl Bed {
     }
 
     fn layer(&self, bytes: &[u8]) -> Value {
-        let upload = self.call("InitiateLayerUpload", json!({ "repositoryName": "app" }))["uploadId"].take();
+        let upload =
+            self.call("InitiateLayerUpload", json!({ "repositoryName": "app" }))["uploadId"].take();
         self.part(&upload, 0, bytes).unwrap();
         let digest = Digest::sha256(bytes);
-        let input = json!({ "repositoryName": "app", "uploadId": upload, "layerDigests": [digest] });
+        let input =
+            json!({ "repositoryName": "app", "uploadId": upload, "layerDigests": [digest] });
         self.call("CompleteLayerUpload", input)["layerDigest"].take()
     }
 
@@ -114,14 +118,18 @@ impl Bed {
 fn the_last_part_of_a_layer_may_be_sent_twice() {
     let bed = Bed::new();
     bed.call("CreateRepository", json!({ "repositoryName": "app" }));
-    let upload = bed.call("InitiateLayerUpload", json!({ "repositoryName": "app" }))["uploadId"].take();
+    let upload =
+        bed.call("InitiateLayerUpload", json!({ "repositoryName": "app" }))["uploadId"].take();
     for _ in 0..2 {
         assert_eq!(bed.part(&upload, 0, b"0123456789").unwrap()["lastByteReceived"], 9);
     }
     let refused = bed.part(&upload, 0, b"9876543210").unwrap_err();
     assert_eq!(refused.code(), "InvalidLayerPartException");
     let digests = json!([Digest::sha256(b"0123456789")]);
-    bed.call("CompleteLayerUpload", json!({ "repositoryName": "app", "uploadId": upload, "layerDigests": digests }));
+    bed.call(
+        "CompleteLayerUpload",
+        json!({ "repositoryName": "app", "uploadId": upload, "layerDigests": digests }),
+    );
 }
 
 #[test]
@@ -130,7 +138,10 @@ fn the_number_of_repositories_is_limited() {
     for name in ["aa", "bb", "cc"] {
         bed.call("CreateRepository", json!({ "repositoryName": name }));
     }
-    assert_eq!(bed.refusal("CreateRepository", json!({ "repositoryName": "dd" })).0, "LimitExceededException");
+    assert_eq!(
+        bed.refusal("CreateRepository", json!({ "repositoryName": "dd" })).0,
+        "LimitExceededException"
+    );
 }
 
 #[test]
@@ -151,11 +162,25 @@ fn the_tags_on_a_page_of_images_are_limited() {
             blobs: Vec::new(),
             children: Vec::new(),
         };
-        let tags = (0..100).map(|tag| format!("{image:0>100}-{tag:0>27}").parse().unwrap()).collect();
+        let tags =
+            (0..100).map(|tag| format!("{image:0>100}-{tag:0>27}").parse().unwrap()).collect();
         bed.runtime.block_on(async {
-            let repository = metadata.find_repository(account, &"app".parse().unwrap()).await.unwrap().unwrap().id;
+            let repository = metadata
+                .find_repository(account, &"app".parse().unwrap())
+                .await
+                .unwrap()
+                .unwrap()
+                .id;
             let (now, jobs) = (Timestamp::now(), Vec::new());
-            let put = PutManifest { repository, manifest, tags, now, max_images: 1000, max_tags: 1000, jobs };
+            let put = PutManifest {
+                repository,
+                manifest,
+                tags,
+                now,
+                max_images: 1000,
+                max_tags: 1000,
+                jobs,
+            };
             metadata.put_manifest(put).await.unwrap();
         });
     }
@@ -185,7 +210,9 @@ fn another_account_is_denied() {
     let (code, text) = bed.refusal("CreateRepository", input);
     assert_eq!(code, "AccessDeniedException");
     assert!(
-        text.contains("ecr:CreateRepository on resource: arn:aws:ecr:local-1:999999999999:repository/app"),
+        text.contains(
+            "ecr:CreateRepository on resource: arn:aws:ecr:local-1:999999999999:repository/app"
+        ),
         "{text}"
     );
 }
@@ -197,7 +224,8 @@ fn a_refused_push_has_ecrs_text() {
     bed.call("CreateRepository", json!({ "repositoryName": "app" }));
     let missing = Digest::sha256(b"missing");
     let descriptor = json!({ "mediaType": "a/b", "digest": missing, "size": 7 });
-    let mut image = json!({ "schemaVersion": 2, "mediaType": IMAGE, "config": descriptor, "layers": [] });
+    let mut image =
+        json!({ "schemaVersion": 2, "mediaType": IMAGE, "config": descriptor, "layers": [] });
     let put = |manifest: &Value| json!({ "repositoryName": "app", "imageManifest": manifest.to_string() });
     let required = format!(
         "with digests '[{missing}]' required for pushing image into repository with name 'app' in the registry with id \
@@ -214,8 +242,12 @@ fn a_refused_push_has_ecrs_text() {
     assert_eq!(refused, ("ReferencedImagesNotFoundException", format!("Images {required}")));
 
     image.as_object_mut().unwrap().remove("mediaType");
-    let text = "Invalid parameter at 'ImageManifest' failed to satisfy constraint: 'Invalid JSON syntax'";
-    assert_eq!(bed.refusal("PutImage", put(&image)), ("InvalidParameterException", text.to_owned()));
+    let text =
+        "Invalid parameter at 'ImageManifest' failed to satisfy constraint: 'Invalid JSON syntax'";
+    assert_eq!(
+        bed.refusal("PutImage", put(&image)),
+        ("InvalidParameterException", text.to_owned())
+    );
 }
 
 #[test]
@@ -237,7 +269,8 @@ fn a_token_for_another_account_names_its_host() {
 fn a_policy_that_locks_its_author_out_needs_force() {
     let bed = Bed::new();
     bed.call("CreateRepository", json!({ "repositoryName": "app" }));
-    let policy = json!({ "Statement": { "Effect": "Deny", "Principal": "*", "Action": "ecr:*" } }).to_string();
+    let policy = json!({ "Statement": { "Effect": "Deny", "Principal": "*", "Action": "ecr:*" } })
+        .to_string();
     let mut input = json!({ "repositoryName": "app", "policyText": policy });
     assert_eq!(bed.refusal("SetRepositoryPolicy", input.clone()).0, "InvalidParameterException");
     input["force"] = true.into();
@@ -247,7 +280,10 @@ fn a_policy_that_locks_its_author_out_needs_force() {
 #[test]
 fn an_immutable_tag_refuses_another_image_and_knows_its_own() {
     let bed = Bed::new();
-    bed.call("CreateRepository", json!({ "repositoryName": "app", "imageTagMutability": "IMMUTABLE" }));
+    bed.call(
+        "CreateRepository",
+        json!({ "repositoryName": "app", "imageTagMutability": "IMMUTABLE" }),
+    );
     let first = bed.push(b"one", Some("v1"), None);
     let id = json!([{ "imageDigest": first }]);
     let found = bed.call("BatchGetImage", json!({ "repositoryName": "app", "imageIds": id }));
@@ -268,7 +304,10 @@ fn referrers_follow_a_subject_that_the_api_archived_or_deleted() {
     let attestation = bed.push(b"attestation", None, Some(&signature));
     let status = |digest: &Digest| {
         let ids = json!([{ "imageDigest": digest }]);
-        let found = bed.send("DescribeImages", json!({ "repositoryName": "app", "imageIds": ids }).to_string());
+        let found = bed.send(
+            "DescribeImages",
+            json!({ "repositoryName": "app", "imageIds": ids }).to_string(),
+        );
         found.map_or(Value::Null, |mut found| found["imageDetails"][0]["imageStatus"].take())
     };
     // Does the work of a job's worker.
@@ -276,9 +315,16 @@ fn referrers_follow_a_subject_that_the_api_archived_or_deleted() {
         bed.runtime.block_on(async {
             let later = Timestamp::now() + Duration::from_secs(3600);
             let (metadata, kind) = (&bed.registry.metadata, FollowSubject::KIND);
-            while let Some(job) = metadata.claim_job(&[kind], later, Duration::from_secs(60)).await.unwrap() {
-                referrers::run(metadata.as_ref(), &FollowSubject::parse(&job.payload).unwrap()).await.unwrap();
-                metadata.end_job(job.id, job.attempts, wharfage_store::jobs::JobEnd::Done).await.unwrap();
+            while let Some(job) =
+                metadata.claim_job(&[kind], later, Duration::from_secs(60)).await.unwrap()
+            {
+                referrers::run(metadata.as_ref(), &FollowSubject::parse(&job.payload).unwrap())
+                    .await
+                    .unwrap();
+                metadata
+                    .end_job(job.id, job.attempts, wharfage_store::jobs::JobEnd::Done)
+                    .await
+                    .unwrap();
             }
         });
     };
@@ -384,7 +430,10 @@ fn anything() -> impl Strategy<Value = Value> {
         let members = prop::collection::vec((member.clone(), inner.clone()), 0..8);
         prop_oneof![
             prop::collection::vec(inner, 0..4).prop_map(Value::from),
-            members.prop_map(|members| members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()),
+            members.prop_map(|members| members
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect()),
         ]
     })
 }
@@ -394,9 +443,14 @@ fn no_input_causes_a_server_error() {
     let bed = Bed::new();
     bed.call("CreateRepository", json!({ "repositoryName": "app" }));
     bed.push(b"layer", Some("v1"), None);
-    let operations =
-        prop::sample::select(operations::PRIVATE.iter().map(|operation| operation.name).collect::<Vec<_>>());
-    let mut runner = TestRunner::new(ProptestConfig { cases: 2000, failure_persistence: None, ..Default::default() });
+    let operations = prop::sample::select(
+        operations::PRIVATE.iter().map(|operation| operation.name).collect::<Vec<_>>(),
+    );
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases: 2000,
+        failure_persistence: None,
+        ..Default::default()
+    });
     runner
         .run(&(operations, anything(), any::<bool>()), |(name, mut input, named)| {
             if let (Value::Object(members), true) = (&mut input, named) {

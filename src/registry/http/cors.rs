@@ -39,13 +39,20 @@ impl std::str::FromStr for Origin {
         if text == "*" {
             return Ok(Self::Any);
         }
-        let refused =
-            || anyhow::anyhow!("{text:?} is not an origin: write https://HOST, with :PORT if it has one, or *");
+        let refused = || {
+            anyhow::anyhow!(
+                "{text:?} is not an origin: write https://HOST, with :PORT if it has one, or *"
+            )
+        };
         let uri: Uri = text.parse().map_err(|_| refused())?;
         let (Some("http" | "https"), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
             return Err(refused());
         };
-        if text.ends_with('/') || uri.path() != "/" || uri.query().is_some() || authority.as_str().contains('@') {
+        if text.ends_with('/')
+            || uri.path() != "/"
+            || uri.query().is_some()
+            || authority.as_str().contains('@')
+        {
             return Err(refused());
         }
         Ok(Self::One(HeaderValue::try_from(text)?))
@@ -71,7 +78,10 @@ impl Cors {
         if self.origins.contains(&Origin::Any) {
             return Some(HeaderValue::from_static("*"));
         }
-        let listed = self.origins.iter().any(|listed| matches!(listed, Origin::One(listed) if listed == origin));
+        let listed = self
+            .origins
+            .iter()
+            .any(|listed| matches!(listed, Origin::One(listed) if listed == origin));
         listed.then(|| origin.clone())
     }
 
@@ -115,8 +125,15 @@ mod tests {
         for origin in ["https://ui.example.com", "http://localhost:8080", "*"] {
             assert!(origin.parse::<Origin>().is_ok(), "{origin}");
         }
-        for origin in ["ui.example.com", "https://ui.example.com/", "https://a/b", "ftp://a", "", "https://u@h", "null"]
-        {
+        for origin in [
+            "ui.example.com",
+            "https://ui.example.com/",
+            "https://a/b",
+            "ftp://a",
+            "",
+            "https://u@h",
+            "null",
+        ] {
             let error = origin.parse::<Origin>().unwrap_err().to_string();
             assert!(error.contains("is not an origin"), "{origin}: {error}");
         }
@@ -125,8 +142,10 @@ mod tests {
     #[test]
     fn listed_origins_are_allowed() {
         let allowed = |origins: &[&str], origin: &'static str| {
-            let origins: Vec<Origin> = origins.iter().map(|origin| origin.parse().unwrap()).collect();
-            let headers = HeaderMap::from_iter([(header::ORIGIN, HeaderValue::from_static(origin))]);
+            let origins: Vec<Origin> =
+                origins.iter().map(|origin| origin.parse().unwrap()).collect();
+            let headers =
+                HeaderMap::from_iter([(header::ORIGIN, HeaderValue::from_static(origin))]);
             Cors::new(&origins).unwrap().allowed(&headers)
         };
         let listed = ["https://a.example.com", "https://b.example.com"];

@@ -58,8 +58,11 @@ impl Registries {
     /// Checks all stores at the same time: database and blobs of each registry.
     async fn stores(&self) -> Vec<(&'static str, StoreHealth)> {
         let asked = self.registries.iter().map(async |registry| {
-            let (metadata, blobs) =
-                join(StoreHealth::of(registry.metadata.ready()), StoreHealth::of(registry.blobs.ready())).await;
+            let (metadata, blobs) = join(
+                StoreHealth::of(registry.metadata.ready()),
+                StoreHealth::of(registry.blobs.ready()),
+            )
+            .await;
             [("metadata", metadata), ("blobs", blobs)]
         });
         join_all(asked).await.into_iter().flatten().collect()
@@ -75,7 +78,9 @@ impl Registries {
                     registry.metadata.count_jobs(&jobs::KINDS).await?,
                 ))
             };
-            let silent = |_| StoreError::Unavailable(format!("no answer within {} s", COUNT_TIMEOUT.as_secs()));
+            let silent = |_| {
+                StoreError::Unavailable(format!("no answer within {} s", COUNT_TIMEOUT.as_secs()))
+            };
             tokio::time::timeout(COUNT_TIMEOUT, counts).await.map_err(silent)?
         });
         let (mut open, mut jobs) = (0, Vec::new());
@@ -85,7 +90,9 @@ impl Registries {
                     open += uploads;
                     jobs.extend(counts);
                 }
-                Err(error) => tracing::warn!(%error, "cannot count uploads and jobs; their metrics are not updated"),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot count uploads and jobs; their metrics are not updated")
+                }
             }
         }
         if let Some(registry) = self.registries.first() {
@@ -100,11 +107,14 @@ impl HealthEndpoints for Registries {
         if *self.stopping.borrow() {
             return Err("stopping".into());
         }
-        let busy = self.registries.iter().filter_map(|registry| registry.metrics.since_refusal()).min();
+        let busy =
+            self.registries.iter().filter_map(|registry| registry.metrics.since_refusal()).min();
         // The process stays ready: otherwise clients of the busy connections would go to the other
         // replicas.
         let mut said = match busy {
-            Some(since) if since < BUSY_FOR => Cow::Borrowed("ok, but all connections are busy: new ones are refused"),
+            Some(since) if since < BUSY_FOR => {
+                Cow::Borrowed("ok, but all connections are busy: new ones are refused")
+            }
             _ => OK,
         };
         for (store, health) in self.stores().await {
@@ -112,8 +122,9 @@ impl HealthEndpoints for Registries {
                 StoreHealth::Ready => {}
                 StoreHealth::Full(why) => {
                     tracing::warn!(store, error = why, "the store is full; pushes are refused");
-                    said =
-                        Cow::Borrowed("ok, but the disk is full: pulls and deletions are served, pushes are refused");
+                    said = Cow::Borrowed(
+                        "ok, but the disk is full: pulls and deletions are served, pushes are refused",
+                    );
                 }
                 StoreHealth::Down(why) => {
                     tracing::warn!(store, error = why, "not ready");
@@ -128,7 +139,8 @@ impl HealthEndpoints for Registries {
         let Some(registry) = self.registries.first() else { return Ok(String::new()) };
         let (stores, ()) = join(self.stores(), self.count()).await;
         for name in ["metadata", "blobs"] {
-            let of_kind = || stores.iter().filter(move |(store, _)| *store == name).map(|(_, health)| health);
+            let of_kind =
+                || stores.iter().filter(move |(store, _)| *store == name).map(|(_, health)| health);
             let up = !of_kind().any(|health| matches!(health, StoreHealth::Down(_)));
             let full = of_kind().any(|health| matches!(health, StoreHealth::Full(_)));
             registry.metrics.set_store(name, up, full);

@@ -17,13 +17,19 @@ pub(crate) async fn route(registry: Arc<Registry>, request: Request) -> Response
             _ if query::is_query(&request) => query::handle(registry, request).await,
             Method::POST => ecr::handle(registry, request).await,
             Method::GET | Method::HEAD => front_page(&registry),
-            _ => plain(StatusCode::METHOD_NOT_ALLOWED, "This path takes GET, and POST for the ECR API.\n"),
+            _ => plain(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "This path takes GET, and POST for the ECR API.\n",
+            ),
         };
     }
     if path == "/v2" || path.starts_with("/v2/") {
         return oci::handle(registry, request).await;
     }
-    plain(StatusCode::NOT_FOUND, "There is nothing here: the registry is at /v2/, the ECR API at POST /.\n")
+    plain(
+        StatusCode::NOT_FOUND,
+        "There is nothing here: the registry is at /v2/, the ECR API at POST /.\n",
+    )
 }
 
 /// Creates the page that a browser shows at `/`.

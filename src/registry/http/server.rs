@@ -60,7 +60,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The value of the `Server` header: the product and its version.
-const SERVER: HeaderValue = HeaderValue::from_static(concat!("wharfage/", env!("CARGO_PKG_VERSION")));
+const SERVER: HeaderValue =
+    HeaderValue::from_static(concat!("wharfage/", env!("CARGO_PKG_VERSION")));
 
 /// The limits of a server.
 #[derive(Debug, Clone)]
@@ -77,7 +78,12 @@ pub struct ServerLimits {
 
 impl Default for ServerLimits {
     fn default() -> Self {
-        Self { connections: 4096, connections_per_peer: None, grace: Duration::from_secs(60), cors: Vec::new() }
+        Self {
+            connections: 4096,
+            connections_per_peer: None,
+            grace: Duration::from_secs(60),
+            cors: Vec::new(),
+        }
     }
 }
 
@@ -88,7 +94,11 @@ impl ServerLimits {
         let connections = listener::connections_that_fit(self.connections, RESERVED_FILES);
         if connections < self.connections {
             let wanted = self.connections;
-            tracing::warn!(connections, wanted, "fewer connections than asked for: the limit of open files is too low");
+            tracing::warn!(
+                connections,
+                wanted,
+                "fewer connections than asked for: the limit of open files is too low"
+            );
         }
         let per_peer = self.connections_per_peer.unwrap_or(connections.div_ceil(4) * 3);
         ConnectionLimits { connections, per_peer }
@@ -169,9 +179,16 @@ pub fn serve(
 
 impl Server {
     /// Serves one connection, with or without TLS.
-    async fn connection(self: Arc<Self>, socket: Socket, admission: Admission, watcher: Watcher) -> anyhow::Result<()> {
+    async fn connection(
+        self: Arc<Self>,
+        socket: Socket,
+        admission: Admission,
+        watcher: Watcher,
+    ) -> anyhow::Result<()> {
         let activity = Arc::clone(socket.activity());
-        let Some(acceptor) = self.tls.clone() else { return self.http1(socket, activity, admission, watcher).await };
+        let Some(acceptor) = self.tls.clone() else {
+            return self.http1(socket, activity, admission, watcher).await;
+        };
         let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(socket)).await??;
         if stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2) {
             self.http2(stream, activity, admission, watcher).await
@@ -187,7 +204,9 @@ impl Server {
         admission: Admission,
         watcher: Watcher,
     ) -> anyhow::Result<()> {
-        let service = service_fn(move |request| Arc::clone(&self).answer(request, Arc::clone(&activity), admission));
+        let service = service_fn(move |request| {
+            Arc::clone(&self).answer(request, Arc::clone(&activity), admission)
+        });
         // The listener limits the time of a head, and closes the connection.
         let connection = hyper::server::conn::http1::Builder::new()
             .max_buf_size(BUFFER)
@@ -211,7 +230,9 @@ impl Server {
             Some(_) => (STREAM_WINDOW, CONNECTION_WINDOW),
             None => (SMALL_WINDOW, SMALL_WINDOW),
         };
-        let service = service_fn(move |request| Arc::clone(&self).answer(request, Arc::clone(&activity), admission));
+        let service = service_fn(move |request| {
+            Arc::clone(&self).answer(request, Arc::clone(&activity), admission)
+        });
         let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS)
@@ -274,7 +295,8 @@ impl Server {
         if let Ok(value) = HeaderValue::from_str(id.hyphenated().encode_lower(&mut text)) {
             response.headers_mut().insert("x-amzn-requestid", value);
         }
-        let operation = response.extensions().get::<OperationName>().map_or("other", |operation| operation.0);
+        let operation =
+            response.extensions().get::<OperationName>().map_or("other", |operation| operation.0);
         let status = response.status();
         let took = started.elapsed();
         metrics.request(operation, status.as_u16(), took);
@@ -297,23 +319,33 @@ impl Server {
     }
 
     async fn handle(&self, mut request: http::Request<RequestBody>) -> Response {
-        if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
+        if request.version() == Version::HTTP_11
+            && request.headers().get_all(header::HOST).iter().count() != 1
+        {
             // RFC 9112 §3.2: a proxy may have used another one than we would.
             return plain(StatusCode::BAD_REQUEST, "A request has one Host header.\n");
         }
         if request.version() >= Version::HTTP_2 && !request.headers().contains_key(header::HOST) {
             // HTTP/2 sends the host in the target, but signatures cover the header.
-            let host = request.uri().authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok());
+            let host = request
+                .uri()
+                .authority()
+                .and_then(|host| HeaderValue::from_str(host.as_str()).ok());
             if let Some(host) = host {
                 request.headers_mut().insert(header::HOST, host);
             }
         }
-        let Some(cors) = &self.cors else { return router::route(Arc::clone(&self.registry), request).await };
+        let Some(cors) = &self.cors else {
+            return router::route(Arc::clone(&self.registry), request).await;
+        };
         let allowed = cors.allowed(request.headers());
         let (parts, body) = request.into_parts();
         let mut response = match cors.preflight(&parts) {
             Some(response) => response,
-            None => router::route(Arc::clone(&self.registry), http::Request::from_parts(parts, body)).await,
+            None => {
+                router::route(Arc::clone(&self.registry), http::Request::from_parts(parts, body))
+                    .await
+            }
         };
         cors.mark(allowed, &mut response);
         response
@@ -329,7 +361,8 @@ async fn until_closed<C: GracefulConnection<Error = hyper::Error>>(
 
 /// Creates the response to too many connections or requests.
 fn busy() -> Response {
-    let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "The registry is busy. Try again later.\n");
+    let mut response =
+        plain(StatusCode::SERVICE_UNAVAILABLE, "The registry is busy. Try again later.\n");
     response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
     response
 }
@@ -355,7 +388,10 @@ impl http_body::Body for CountedBody {
     type Data = Bytes;
     type Error = StoreError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StoreError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, StoreError>>> {
         if !self.reads_ahead && self.exchange.activity().is_blocked() {
             // The connection polls again when the socket has taken bytes.
             return Poll::Pending;

@@ -70,9 +70,14 @@ impl ServerTls {
     ///
     /// # Errors
     /// When a file cannot be read, or the key does not match the certificate.
-    pub fn from_files(certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> anyhow::Result<Self> {
+    pub fn from_files(
+        certificate: impl Into<PathBuf>,
+        key: impl Into<PathBuf>,
+    ) -> anyhow::Result<Self> {
         let files = Files { certificate: certificate.into(), key: key.into() };
-        let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+        let read = |path: &PathBuf| {
+            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+        };
         let seen = Pair { certificate: read(&files.certificate)?, key: read(&files.key)? };
         let provider = Arc::new(aws_lc_rs::default_provider());
         let shown = Arc::new(Shown(RwLock::new(Arc::new(files.parse(&seen, &provider)?))));
@@ -118,7 +123,9 @@ impl ServerTls {
     async fn reload(&mut self) -> anyhow::Result<bool> {
         let Files { certificate, key } = &self.files;
         // A file that is missing for a moment is being replaced.
-        let (Ok(certificate), Ok(key)) = tokio::join!(tokio::fs::read(certificate), tokio::fs::read(key)) else {
+        let (Ok(certificate), Ok(key)) =
+            tokio::join!(tokio::fs::read(certificate), tokio::fs::read(key))
+        else {
             return Ok(false);
         };
         let found = Pair { certificate, key };
@@ -139,8 +146,9 @@ impl Files {
             .collect::<Result<Vec<_>, _>>()
             .with_context(|| format!("cannot read the certificates of {certificate}"))?;
         // The parser's message could contain parts of the file.
-        let key_der = PrivateKeyDer::from_pem_slice(&pair.key)
-            .map_err(|_| anyhow::anyhow!("cannot read a private key from {key}: it must be a PEM file"))?;
+        let key_der = PrivateKeyDer::from_pem_slice(&pair.key).map_err(|_| {
+            anyhow::anyhow!("cannot read a private key from {key}: it must be a PEM file")
+        })?;
         CertifiedKey::from_der(chain, key_der, provider)
             .with_context(|| format!("{certificate} and {key} do not belong together"))
     }
@@ -156,14 +164,18 @@ mod tests {
 
     /// Writes a new certificate for `localhost` to `files`; returns it in DER.
     fn renew(folder: &std::path::Path) -> CertificateDer<'static> {
-        let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let CertifiedKey { cert, signing_key } =
+            generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         std::fs::write(folder.join("tls.crt"), cert.pem()).unwrap();
         std::fs::write(folder.join("tls.key"), signing_key.serialize_pem()).unwrap();
         cert.der().clone()
     }
 
     /// Returns the certificate that a client sees.
-    async fn seen(tls: &ServerTls, trusted: &CertificateDer<'static>) -> std::io::Result<CertificateDer<'static>> {
+    async fn seen(
+        tls: &ServerTls,
+        trusted: &CertificateDer<'static>,
+    ) -> std::io::Result<CertificateDer<'static>> {
         let mut roots = RootCertStore::empty();
         roots.add(trusted.clone()).unwrap();
         let client = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -174,8 +186,11 @@ mod tests {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let acceptor = tls.acceptor();
         let server = tokio::spawn(async move { acceptor.accept(far).await });
-        let connected = TlsConnector::from(Arc::new(client)).connect("localhost".try_into().unwrap(), near).await;
-        let certificate = connected.map(|it| it.get_ref().1.peer_certificates().unwrap()[0].clone());
+        let connected = TlsConnector::from(Arc::new(client))
+            .connect("localhost".try_into().unwrap(), near)
+            .await;
+        let certificate =
+            connected.map(|it| it.get_ref().1.peer_certificates().unwrap()[0].clone());
         drop(server.await.unwrap());
         certificate
     }
@@ -184,7 +199,9 @@ mod tests {
     async fn a_renewed_certificate_is_used_unless_it_is_broken() {
         let folder = tempfile::tempdir().unwrap();
         let first = renew(folder.path());
-        let mut tls = ServerTls::from_files(folder.path().join("tls.crt"), folder.path().join("tls.key")).unwrap();
+        let mut tls =
+            ServerTls::from_files(folder.path().join("tls.crt"), folder.path().join("tls.key"))
+                .unwrap();
         assert_eq!(seen(&tls, &first).await.unwrap(), first);
         assert!(!tls.reload().await.unwrap());
 
@@ -211,7 +228,10 @@ mod tests {
         renew(folder.path());
         let key = folder.path().join("tls.key");
         std::fs::write(&key, "-----BEGIN PRIVATE KEY-----\nSECRETISH\n").unwrap();
-        let error = format!("{:#}", ServerTls::from_files(folder.path().join("tls.crt"), &key).unwrap_err());
+        let error = format!(
+            "{:#}",
+            ServerTls::from_files(folder.path().join("tls.crt"), &key).unwrap_err()
+        );
         assert!(error.contains("tls.key") && !error.contains("SECRETISH"), "{error}");
     }
 }

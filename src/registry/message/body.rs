@@ -75,7 +75,10 @@ impl http_body::Body for Body {
     type Data = Bytes;
     type Error = StoreError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StoreError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, StoreError>>> {
         match self.get_mut() {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Blob { reader, remaining, .. } => reader.as_mut().poll_next(cx).map(|next| {
@@ -98,7 +101,9 @@ impl http_body::Body for Body {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Full(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
             Self::Blob { remaining, .. } => SizeHint::with_exact(*remaining),
         }
     }
@@ -162,7 +167,14 @@ impl RequestBody {
     /// Creates the body of a request. `waits` means that the client sends nothing before it is
     /// asked to.
     pub(crate) fn new(incoming: Incoming, activity: Arc<Activity>, waits: bool) -> Self {
-        Self { incoming: Some(incoming), activity, pace: Pace::default(), received: 0, stream: None, waits }
+        Self {
+            incoming: Some(incoming),
+            activity,
+            pace: Pace::default(),
+            received: 0,
+            stream: None,
+            waits,
+        }
     }
 
     /// Returns whether there is nothing to read.
@@ -178,7 +190,8 @@ impl RequestBody {
     /// Takes the body, and leaves an empty one.
     pub(crate) fn take(&mut self) -> Self {
         let (incoming, pace) = (self.incoming.take(), std::mem::take(&mut self.pace));
-        let (activity, received, stream) = (Arc::clone(&self.activity), self.received, self.stream.take());
+        let (activity, received, stream) =
+            (Arc::clone(&self.activity), self.received, self.stream.take());
         Self { incoming, activity, pace, received, stream, waits: self.waits }
     }
 
@@ -197,8 +210,9 @@ impl RequestBody {
         let Some(incoming) = &mut self.incoming else { return Ok(None) };
         loop {
             let asked = Instant::now();
-            let frame =
-                tokio::time::timeout(self.pace.left(), incoming.frame()).await.map_err(|_| BodyError::TooSlow)?;
+            let frame = tokio::time::timeout(self.pace.left(), incoming.frame())
+                .await
+                .map_err(|_| BodyError::TooSlow)?;
             let waited = asked.elapsed();
             match frame {
                 None => return Ok(None),
@@ -218,9 +232,15 @@ impl RequestBody {
 
     /// Reads the whole body, at most `limit` bytes, with the account of its memory, which may grow
     /// to twice the body for its readers. A body that announces more is refused before it is read.
-    pub(crate) async fn read_up_to(&mut self, limit: usize, caller: &Caller) -> Result<(Bytes, Account), BodyError> {
+    pub(crate) async fn read_up_to(
+        &mut self,
+        limit: usize,
+        caller: &Caller,
+    ) -> Result<(Bytes, Account), BodyError> {
         let memory = memory::process();
-        let Some(incoming) = &self.incoming else { return Ok((Bytes::new(), memory.open(caller, 0))) };
+        let Some(incoming) = &self.incoming else {
+            return Ok((Bytes::new(), memory.open(caller, 0)));
+        };
         let hint = http_body::Body::size_hint(incoming);
         if hint.lower() > limit as u64 {
             return Err(BodyError::TooLarge(limit));
@@ -247,12 +267,19 @@ impl RequestBody {
             }
             whole.extend_from_slice(&chunk);
         }
-        if whole.len() > limit { Err(BodyError::TooLarge(limit)) } else { Ok((whole.freeze(), account)) }
+        if whole.len() > limit {
+            Err(BodyError::TooLarge(limit))
+        } else {
+            Ok((whole.freeze(), account))
+        }
     }
 
     /// Reads and discards a small unread rest, so that a refusal need not close the connection.
     pub(crate) async fn drain(&mut self) {
-        let announced = self.incoming.as_ref().map_or(0, |incoming| http_body::Body::size_hint(incoming).lower());
+        let announced = self
+            .incoming
+            .as_ref()
+            .map_or(0, |incoming| http_body::Body::size_hint(incoming).lower());
         if (self.waits && self.received == 0) || announced > DRAINED as u64 {
             return;
         }

@@ -201,7 +201,10 @@ mod tests {
         }
         assert_eq!(accounts.len(), 15);
         assert!(memory.open(&verified(HERE, "OTHER"), 8 * MIB).try_hold(8 * MIB), "another key");
-        assert!(memory.open(&verified(THERE, "AKIA"), 8 * MIB).try_hold(8 * MIB), "another address");
+        assert!(
+            memory.open(&verified(THERE, "AKIA"), 8 * MIB).try_hold(8 * MIB),
+            "another address"
+        );
     }
 
     #[test]

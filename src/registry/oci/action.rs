@@ -136,7 +136,11 @@ impl OciAction {
     ///
     /// # Errors
     /// The first error. An unauthenticated client does not see it.
-    pub(crate) fn parse(method: &Method, path: &str, query: Option<&str>) -> Result<Self, ActionError> {
+    pub(crate) fn parse(
+        method: &Method,
+        path: &str,
+        query: Option<&str>,
+    ) -> Result<Self, ActionError> {
         // Names need no encoding, so only unusual clients pay for decoding. An encoded slash
         // separates segments like any other: the decoded path is parsed.
         let path = decoded(path).ok_or(ActionError::UnknownEndpoint)?;
@@ -174,7 +178,8 @@ impl OciAction {
             ("referrers", digest) => {
                 read(method)?;
                 let after = query.get("last")?.and_then(|last| last.parse().ok());
-                let artifact_type = query.get("artifactType")?.filter(|text| !text.is_empty()).map(Cow::into_owned);
+                let artifact_type =
+                    query.get("artifactType")?.filter(|text| !text.is_empty()).map(Cow::into_owned);
                 let digest = parse_digest(digest)?;
                 Ok(Self::Repository(
                     repository(name)?,
@@ -215,7 +220,11 @@ impl OciAction {
 }
 
 fn decoded(text: &str) -> Option<Cow<'_, str>> {
-    if text.contains('%') { percent_decode_str(text).decode_utf8().ok() } else { Some(Cow::Borrowed(text)) }
+    if text.contains('%') {
+        percent_decode_str(text).decode_utf8().ok()
+    } else {
+        Some(Cow::Borrowed(text))
+    }
 }
 
 fn repository(name: &str) -> Result<RepositoryName, ActionError> {
@@ -235,7 +244,12 @@ fn read(method: &Method) -> Result<bool, ActionError> {
     }
 }
 
-fn manifest(method: &Method, name: &str, reference: &str, query: &QueryString<'_>) -> Result<OciAction, ActionError> {
+fn manifest(
+    method: &Method,
+    name: &str,
+    reference: &str,
+    query: &QueryString<'_>,
+) -> Result<OciAction, ActionError> {
     let reference = || {
         reference.parse::<Reference>().map_err(|error| match *method {
             _ if reference.contains(':') => ActionError::Digest(error),
@@ -285,7 +299,11 @@ fn blob(method: &Method, name: &str, digest: &str) -> Result<OciAction, ActionEr
     Ok(OciAction::Repository(repository(name)?, act))
 }
 
-fn start_upload(method: &Method, name: &str, query: &QueryString<'_>) -> Result<OciAction, ActionError> {
+fn start_upload(
+    method: &Method,
+    name: &str,
+    query: &QueryString<'_>,
+) -> Result<OciAction, ActionError> {
     if *method != Method::POST {
         return Err(ActionError::Method("POST"));
     }
@@ -298,21 +316,31 @@ fn start_upload(method: &Method, name: &str, query: &QueryString<'_>) -> Result<
     } else if let Some(digest) = query.get("digest")? {
         UploadStart::Whole(parse_digest(&digest)?)
     } else {
-        let algorithm = query.get("digest-algorithm")?.map(|text| text.parse().map_err(ActionError::Digest));
+        let algorithm =
+            query.get("digest-algorithm")?.map(|text| text.parse().map_err(ActionError::Digest));
         UploadStart::Session(algorithm.transpose()?.unwrap_or(Algorithm::Sha256))
     };
     Ok(OciAction::Repository(repository(name)?, RepositoryAction::StartUpload(start)))
 }
 
-fn upload(method: &Method, name: &str, id: &str, query: &QueryString<'_>) -> Result<OciAction, ActionError> {
-    let session = || Uuid::try_parse(id).map_err(|_| ActionError::Upload(id.chars().take(64).collect()));
+fn upload(
+    method: &Method,
+    name: &str,
+    id: &str,
+    query: &QueryString<'_>,
+) -> Result<OciAction, ActionError> {
+    let session =
+        || Uuid::try_parse(id).map_err(|_| ActionError::Upload(id.chars().take(64).collect()));
     let act = match *method {
         Method::GET | Method::HEAD => RepositoryAction::UploadStatus(session()?),
         Method::PATCH => RepositoryAction::PatchUpload(session()?),
         Method::PUT => {
             let id = session()?;
             let digest = query.get("digest")?;
-            let digest = digest.ok_or(ActionError::Parameter { name: "digest", rule: "Member must not be null" })?;
+            let digest = digest.ok_or(ActionError::Parameter {
+                name: "digest",
+                rule: "Member must not be null",
+            })?;
             RepositoryAction::PutUpload(id, parse_digest(&digest)?)
         }
         Method::DELETE => RepositoryAction::CancelUpload(session()?),
@@ -326,11 +354,14 @@ fn upload(method: &Method, name: &str, id: &str, query: &QueryString<'_>) -> Res
 struct QueryString<'a>(&'a str);
 
 impl<'a> QueryString<'a> {
-    fn all<'q>(&'q self, name: &'static str) -> impl Iterator<Item = Result<Cow<'a, str>, ActionError>> + 'q {
+    fn all<'q>(
+        &'q self,
+        name: &'static str,
+    ) -> impl Iterator<Item = Result<Cow<'a, str>, ActionError>> + 'q {
         let pairs = self.0.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        pairs
-            .filter(move |(key, _)| *key == name)
-            .map(move |(_, value)| decoded(value).ok_or(ActionError::Parameter { name, rule: "Member must be UTF-8" }))
+        pairs.filter(move |(key, _)| *key == name).map(move |(_, value)| {
+            decoded(value).ok_or(ActionError::Parameter { name, rule: "Member must be UTF-8" })
+        })
     }
 
     fn get(&self, name: &'static str) -> Result<Option<Cow<'a, str>>, ActionError> {
@@ -341,7 +372,10 @@ impl<'a> QueryString<'a> {
         let n = self.get("n")?.map(|n| match n.parse::<usize>() {
             Ok(n) => Ok(n.min(MAX_PAGE)),
             Err(_) if !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()) => Ok(MAX_PAGE),
-            Err(_) => Err(ActionError::Parameter { name: "n", rule: "Member must be a number from 0 to 1000" }),
+            Err(_) => Err(ActionError::Parameter {
+                name: "n",
+                rule: "Member must be a number from 0 to 1000",
+            }),
         });
         let last = self.get("last")?.filter(|last| !last.is_empty()).map(Cow::into_owned);
         Ok(PageRequest { n: n.transpose()?, last })

@@ -52,7 +52,11 @@ pub(super) async fn read(
             let repository = call.repository(name).await?;
             registry
                 .metadata
-                .extend_leases(repository.id, std::slice::from_ref(digest), lease_of_present(call.now))
+                .extend_leases(
+                    repository.id,
+                    std::slice::from_ref(digest),
+                    lease_of_present(call.now),
+                )
                 .await?;
             content(StatusCode::OK, blob.bytes.size, Body::empty())
         }
@@ -63,10 +67,16 @@ pub(super) async fn read(
                 response.headers_mut().insert(CONTENT_DIGEST, named.digest);
                 return Ok(response);
             }
-            let source = BlobSource { registry: Arc::clone(registry), blob: blob.clone(), caller: call.caller.clone() };
+            let source = BlobSource {
+                registry: Arc::clone(registry),
+                blob: blob.clone(),
+                caller: call.caller.clone(),
+            };
             let size = blob.bytes.size;
             let (response, sent) = match wanted_range(&call.headers, &named.etag, size) {
-                WantedRange::Whole => (content(StatusCode::OK, size, source.body(0..size).await?), size),
+                WantedRange::Whole => {
+                    (content(StatusCode::OK, size, source.body(0..size).await?), size)
+                }
                 WantedRange::Part(range) => {
                     let length = range.end - range.start;
                     let body = source.body(range.clone()).await?;
@@ -114,7 +124,12 @@ impl BlobSource {
 
     /// Opens a further range, after the response has begun.
     async fn read_on(self, range: Range<u64>) -> StoreResult<BlobReader> {
-        let damaged = || StoreError::Inconsistent(format!("{} was found damaged while it was read", self.blob.digest));
+        let damaged = || {
+            StoreError::Inconsistent(format!(
+                "{} was found damaged while it was read",
+                self.blob.digest
+            ))
+        };
         self.registry.read_blob(&self.blob, range).await?.ok_or_else(damaged)
     }
 
@@ -149,19 +164,21 @@ impl BlobSource {
             Some(range) => Some(self.read(range.clone()).await?),
             None => None,
         };
-        let parts = futures::stream::iter(ranges.into_iter().zip(heads)).flat_map(move |(range, head)| {
-            let (source, opened) = (self.clone(), first.take());
-            let read = async move {
-                match opened {
-                    Some(reader) => Ok(reader),
-                    None => source.read_on(range).await,
-                }
-            };
-            let head = futures::stream::once(std::future::ready(Ok(Bytes::from(head))));
-            head.chain(futures::stream::once(read).try_flatten())
-        });
+        let parts =
+            futures::stream::iter(ranges.into_iter().zip(heads)).flat_map(move |(range, head)| {
+                let (source, opened) = (self.clone(), first.take());
+                let read = async move {
+                    match opened {
+                        Some(reader) => Ok(reader),
+                        None => source.read_on(range).await,
+                    }
+                };
+                let head = futures::stream::once(std::future::ready(Ok(Bytes::from(head))));
+                head.chain(futures::stream::once(read).try_flatten())
+            });
         let end = futures::stream::once(std::future::ready(Ok(Bytes::from(end))));
-        let body = Body::Blob { reader: parts.chain(end).boxed(), remaining: length, _memory: memory };
+        let body =
+            Body::Blob { reader: parts.chain(end).boxed(), remaining: length, _memory: memory };
         let mut response = content(StatusCode::PARTIAL_CONTENT, length, body);
         let media_type = value(format!("multipart/byteranges; boundary={boundary}"))?;
         response.headers_mut().insert(header::CONTENT_TYPE, media_type);
@@ -191,13 +208,19 @@ fn unsatisfiable(size: u64) -> Result<OciError, OciError> {
 }
 
 /// end-10. Fails while a manifest needs the blob.
-pub(super) async fn delete(call: &OciCall, name: &RepositoryName, digest: &Digest) -> Result<Response, OciError> {
+pub(super) async fn delete(
+    call: &OciCall,
+    name: &RepositoryName,
+    digest: &Digest,
+) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     match call.registry.metadata.unlink_blob(repository.id, digest).await? {
         UnlinkOutcome::Unlinked => Ok(empty(StatusCode::ACCEPTED)),
         UnlinkOutcome::NotFound => Err(OciError::blob_unknown(digest)),
         UnlinkOutcome::InUse => {
-            let text = format!("The layer with digest '{digest}' is referenced by an image of this repository");
+            let text = format!(
+                "The layer with digest '{digest}' is referenced by an image of this repository"
+            );
             Err(OciError::invalid_parameter(text))
         }
     }

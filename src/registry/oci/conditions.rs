@@ -49,7 +49,11 @@ pub(crate) fn precondition(headers: &HeaderMap, etag: &HeaderValue) -> Precondit
     if headers.contains_key(header::IF_MATCH) && !names(headers, &header::IF_MATCH, etag) {
         return Precondition::Failed;
     }
-    if names(headers, &header::IF_NONE_MATCH, etag) { Precondition::NotModified } else { Precondition::Met }
+    if names(headers, &header::IF_NONE_MATCH, etag) {
+        Precondition::NotModified
+    } else {
+        Precondition::Met
+    }
 }
 
 /// Returns whether a list of entity tags contains this one. Digests never collide, so weak tags are
@@ -58,7 +62,8 @@ fn names(headers: &HeaderMap, name: &header::HeaderName, etag: &HeaderValue) -> 
     headers.get_all(name).iter().any(|value| {
         value.as_bytes().split(|byte| *byte == b',').any(|candidate| {
             let candidate = candidate.trim_ascii();
-            candidate == b"*" || candidate.strip_prefix(b"W/").unwrap_or(candidate) == etag.as_bytes()
+            candidate == b"*"
+                || candidate.strip_prefix(b"W/").unwrap_or(candidate) == etag.as_bytes()
         })
     })
 }
@@ -209,9 +214,12 @@ mod tests {
 
     #[test]
     fn the_number_of_ranges_is_limited() {
-        let ranges =
-            |count: u64| format!("bytes={}", (0..count).map(|n| format!("{0}-{0},", 2 * n)).collect::<String>());
-        assert!(matches!(range(&ranges(1024), 4096), WantedRange::Parts(parts) if parts.len() == 1024));
+        let ranges = |count: u64| {
+            format!("bytes={}", (0..count).map(|n| format!("{0}-{0},", 2 * n)).collect::<String>())
+        };
+        assert!(
+            matches!(range(&ranges(1024), 4096), WantedRange::Parts(parts) if parts.len() == 1024)
+        );
         assert_eq!(range(&ranges(1025), 4096), WantedRange::Whole);
     }
 
@@ -233,7 +241,10 @@ mod tests {
             precondition(&headers, &etag())
         };
         let tag = etag().to_str().unwrap().to_owned();
-        assert_eq!(check(header::IF_NONE_MATCH, &format!("\"x\", W/{tag}")), Precondition::NotModified);
+        assert_eq!(
+            check(header::IF_NONE_MATCH, &format!("\"x\", W/{tag}")),
+            Precondition::NotModified
+        );
         assert_eq!(check(header::IF_NONE_MATCH, "*"), Precondition::NotModified);
         assert_eq!(check(header::IF_NONE_MATCH, "\"x\""), Precondition::Met);
         assert_eq!(check(header::IF_MATCH, &tag), Precondition::Met);

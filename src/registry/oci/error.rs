@@ -22,8 +22,7 @@ use wharfage_store::images::DeleteImageError;
 use wharfage_store::manifests::PutManifestError;
 
 /// The text for a push to a full disk.
-const FULL: &str =
-    "The registry's disk is full, so it takes no pushes. Delete what is not needed, or ask its operator for space";
+const FULL: &str = "The registry's disk is full, so it takes no pushes. Delete what is not needed, or ask its operator for space";
 
 /// The codes of the distribution spec's table that this registry uses, and ECR's `TAG_INVALID`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,7 +109,9 @@ impl OciError {
 
     /// RepositoryNotFoundException.
     pub(crate) fn name_unknown(account: &AccountId, name: &RepositoryName) -> Self {
-        let text = format!("The repository with name '{name}' does not exist in the registry with id '{account}'");
+        let text = format!(
+            "The repository with name '{name}' does not exist in the registry with id '{account}'"
+        );
         Self::new(StatusCode::NOT_FOUND, Code::NameUnknown, text)
     }
 
@@ -151,8 +152,10 @@ impl OciError {
     pub(crate) fn of_upload(failure: UploadFailure, id: impl Display) -> Self {
         match failure {
             UploadFailure::NotFound => Self::upload_unknown(id),
-            UploadFailure::Busy => Self::new(StatusCode::CONFLICT, Code::BlobUploadInvalid, failure.to_string())
-                .with(header::RETRY_AFTER, HeaderValue::from_static("1")),
+            UploadFailure::Busy => {
+                Self::new(StatusCode::CONFLICT, Code::BlobUploadInvalid, failure.to_string())
+                    .with(header::RETRY_AFTER, HeaderValue::from_static("1"))
+            }
             UploadFailure::TooLarge(_) => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, Code::SizeInvalid, failure.to_string())
             }
@@ -190,11 +193,14 @@ impl OciError {
                     Self::new(StatusCode::BAD_REQUEST, Code::TagInvalid, text)
                 }
                 PutManifestError::TooManyImages(limit) => {
-                    let text = format!("The repository with name '{name}' has the {limit} images that it may have");
+                    let text = format!(
+                        "The repository with name '{name}' has the {limit} images that it may have"
+                    );
                     Self::new(StatusCode::FORBIDDEN, Code::Denied, text)
                 }
                 PutManifestError::TooManyTags(limit) => {
-                    let text = format!("The image would have more than the {limit} tags that it may have");
+                    let text =
+                        format!("The image would have more than the {limit} tags that it may have");
                     Self::new(StatusCode::FORBIDDEN, Code::Denied, text)
                 }
                 PutManifestError::Store(error) => error.into(),
@@ -204,13 +210,16 @@ impl OciError {
 
     /// Renders the response. hyper omits the body of a response to HEAD.
     pub(crate) fn into_response(self) -> Response {
-        let envelope = Envelope { errors: [ErrorEntry { code: self.code.as_str(), message: &self.message }] };
+        let envelope =
+            Envelope { errors: [ErrorEntry { code: self.code.as_str(), message: &self.message }] };
         // Two strings always serialize.
         let body = serde_json::to_vec(&envelope).unwrap_or_default();
         let mut response = Response::new(Body::from(bytes::Bytes::from(body)));
         *response.status_mut() = self.status;
         response.headers_mut().extend(self.headers);
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
     }
 }
@@ -248,7 +257,9 @@ impl From<ActionError> for OciError {
             ActionError::Tag(_) => (StatusCode::BAD_REQUEST, Code::TagInvalid),
             ActionError::NoSuchTag(_) => return Self::manifest_unknown(),
             ActionError::Upload(id) => return Self::upload_unknown(id),
-            ActionError::Parameter { name: "digest", .. } => (StatusCode::BAD_REQUEST, Code::DigestInvalid),
+            ActionError::Parameter { name: "digest", .. } => {
+                (StatusCode::BAD_REQUEST, Code::DigestInvalid)
+            }
             ActionError::Parameter { .. } => return Self::invalid_parameter(text),
             ActionError::TooManyTags => (StatusCode::URI_TOO_LONG, Code::Unsupported),
         };
@@ -265,13 +276,17 @@ impl From<Denied> for OciError {
 impl From<StoreError> for OciError {
     fn from(error: StoreError) -> Self {
         let mut refusal = match error {
-            StoreError::Unavailable(_) => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, "The registry is not available right now")
-                    .with(header::RETRY_AFTER, HeaderValue::from_static("1"))
-            }
+            StoreError::Unavailable(_) => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                Code::Unavailable,
+                "The registry is not available right now",
+            )
+            .with(header::RETRY_AFTER, HeaderValue::from_static("1")),
             // Not 503: most clients retry on 503 at once, which does not help here. docker shows
             // only the status of a 5xx, so the status must explain the error.
-            StoreError::Full(_) => Self::new(StatusCode::INSUFFICIENT_STORAGE, Code::Unavailable, FULL),
+            StoreError::Full(_) => {
+                Self::new(StatusCode::INSUFFICIENT_STORAGE, Code::Unavailable, FULL)
+            }
             StoreError::Inconsistent(_) | StoreError::Backend(_) => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, Code::Unknown, "The registry failed")
             }
@@ -287,7 +302,8 @@ impl From<StoreError> for OciError {
 impl From<Exhausted> for OciError {
     fn from(_: Exhausted) -> Self {
         let text = "The registry has more requests than it has memory for. Try again later.";
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::TooManyRequests, text).with(header::RETRY_AFTER, RETRY_AFTER)
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::TooManyRequests, text)
+            .with(header::RETRY_AFTER, RETRY_AFTER)
     }
 }
 
@@ -308,12 +324,13 @@ impl From<DeleteImageError> for OciError {
         match error {
             // The OCI API sends neither a digest beside a tag nor preconditions, so nothing can
             // disagree.
-            DeleteImageError::NotFound | DeleteImageError::TagPointsElsewhere(_) | DeleteImageError::Stale(_) => {
-                Self::manifest_unknown()
-            }
-            DeleteImageError::ReferencedBy(indexes) => {
-                Self::invalid_parameter(format!("Requested image referenced by manifest list: {}", list(&indexes)))
-            }
+            DeleteImageError::NotFound
+            | DeleteImageError::TagPointsElsewhere(_)
+            | DeleteImageError::Stale(_) => Self::manifest_unknown(),
+            DeleteImageError::ReferencedBy(indexes) => Self::invalid_parameter(format!(
+                "Requested image referenced by manifest list: {}",
+                list(&indexes)
+            )),
             DeleteImageError::Store(error) => error.into(),
         }
     }
@@ -347,7 +364,8 @@ mod tests {
     #[tokio::test]
     async fn an_error_has_the_envelope_of_the_specification() {
         let name = "team/app".parse().unwrap();
-        let (status, body) = rendered(OciError::name_unknown(&"123456789012".parse().unwrap(), &name)).await;
+        let (status, body) =
+            rendered(OciError::name_unknown(&"123456789012".parse().unwrap(), &name)).await;
         assert_eq!(status, StatusCode::NOT_FOUND);
         assert_eq!(
             body,
@@ -369,24 +387,35 @@ mod tests {
 
     #[test]
     fn an_unavailable_store_has_a_retry_after() {
-        let response = OciError::from(StoreError::Unavailable("timed out".to_owned())).into_response();
+        let response =
+            OciError::from(StoreError::Unavailable("timed out".to_owned())).into_response();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert!(response.headers().contains_key(header::RETRY_AFTER));
     }
 
     #[tokio::test]
     async fn a_push_to_a_full_disk_is_refused_with_a_text() {
-        let (status, body) = rendered(OciError::from(StoreError::Full("7 bytes are free in /srv".to_owned()))).await;
+        let (status, body) =
+            rendered(OciError::from(StoreError::Full("7 bytes are free in /srv".to_owned()))).await;
         assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE);
-        assert!(body.to_string().contains("disk is full") && !body.to_string().contains("/srv"), "{body}");
+        assert!(
+            body.to_string().contains("disk is full") && !body.to_string().contains("/srv"),
+            "{body}"
+        );
     }
 
     #[test]
     fn the_challenge_is_basic_and_names_the_public_host() {
-        let url = PublicUrl { scheme: "https".to_owned(), authority: "registry.example.com:5000".to_owned() };
+        let url = PublicUrl {
+            scheme: "https".to_owned(),
+            authority: "registry.example.com:5000".to_owned(),
+        };
         let response = unauthorized(&url);
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
         let challenge = &response.headers()[header::WWW_AUTHENTICATE];
-        assert_eq!(challenge, "Basic realm=\"https://registry.example.com:5000/\",service=\"ecr.amazonaws.com\"");
+        assert_eq!(
+            challenge,
+            "Basic realm=\"https://registry.example.com:5000/\",service=\"ecr.amazonaws.com\""
+        );
     }
 }

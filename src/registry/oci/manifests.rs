@@ -31,7 +31,9 @@ pub(super) async fn read(
     let registry = &call.registry;
     let mut account = memory::process().open(&call.caller, 0);
     let find = || -> BoxFuture<'_, Result<_, OciError>> {
-        Box::pin(async move { Ok(registry.metadata.find_manifest(&registry.config.account, name, reference).await?) })
+        Box::pin(async move {
+            Ok(registry.metadata.find_manifest(&registry.config.account, name, reference).await?)
+        })
     };
     let size = |found: &Lookup<Manifest>| match found {
         Lookup::Found(manifest) if !head => manifest.payload.len(),
@@ -65,7 +67,8 @@ pub(super) async fn read(
 }
 
 fn named(digest: &Digest) -> Result<ContentHeaders, OciError> {
-    ContentHeaders::new(digest).ok_or_else(|| StoreError::Inconsistent(format!("{digest} is no header's value")).into())
+    ContentHeaders::new(digest)
+        .ok_or_else(|| StoreError::Inconsistent(format!("{digest} is no header's value")).into())
 }
 
 fn media_type(stored: &str) -> Result<HeaderValue, OciError> {
@@ -119,15 +122,26 @@ pub(super) async fn put(
 }
 
 /// end-9 by digest. Deletes the image with all its tags, unless a stored index references it.
-pub(super) async fn delete(call: &OciCall, name: &RepositoryName, digest: &Digest) -> Result<Response, OciError> {
+pub(super) async fn delete(
+    call: &OciCall,
+    name: &RepositoryName,
+    digest: &Digest,
+) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     call.registry.metadata.delete_image(repository.id, digest, Referrers::Stay, call.now).await?;
     Ok(empty(StatusCode::ACCEPTED))
 }
 
 /// end-9 by tag. The image stays, as the distribution spec requires.
-pub(super) async fn delete_tag(call: &OciCall, name: &RepositoryName, tag: &Tag) -> Result<Response, OciError> {
+pub(super) async fn delete_tag(
+    call: &OciCall,
+    name: &RepositoryName,
+    tag: &Tag,
+) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
-    call.registry.metadata.delete_tag(repository.id, tag, None, LastTag::KeepsImage, call.now).await?;
+    call.registry
+        .metadata
+        .delete_tag(repository.id, tag, None, LastTag::KeepsImage, call.now)
+        .await?;
     Ok(empty(StatusCode::ACCEPTED))
 }

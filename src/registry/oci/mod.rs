@@ -69,7 +69,8 @@ pub(crate) async fn handle(registry: Arc<Registry>, request: Request) -> Respons
             let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
             let account = registry.config.account_of(host.or(parts.uri.host()));
             let caller = Caller::Verified(body.peer(), Arc::clone(&principal.access_key_id));
-            let call = OciCall { registry, headers: parts.headers, principal, caller, account, now };
+            let call =
+                OciCall { registry, headers: parts.headers, principal, caller, account, now };
             let answered = match action {
                 Ok(action) => call.dispatch(action, &mut body).await,
                 Err(error) => Err(error.into()),
@@ -102,13 +103,17 @@ fn authenticate(
     query: Option<&str>,
     now: Timestamp,
 ) -> Result<Principal, AuthenticationError> {
-    if let Some(OciAction::Repository(name, RepositoryAction::ReadBlob { digest, head: false })) = action
+    if let Some(OciAction::Repository(name, RepositoryAction::ReadBlob { digest, head: false })) =
+        action
         && let Some(query) = query.filter(|query| download::is_signed(query))
     {
         return download::verify(&registry.keys, name, digest, query, now)
             .map_err(|error| AuthenticationError::Refused(error.to_string()));
     }
-    let token = headers.get(header::AUTHORIZATION).and_then(basic_token).ok_or(AuthenticationError::Unknown)?;
+    let token = headers
+        .get(header::AUTHORIZATION)
+        .and_then(basic_token)
+        .ok_or(AuthenticationError::Unknown)?;
     token::verify(&registry.keys, &token, now).map_err(|error| match error {
         TokenError::Invalid => AuthenticationError::Unknown,
         TokenError::Expired => AuthenticationError::Refused(error.to_string()),
@@ -127,7 +132,9 @@ impl AuthenticationError {
     fn into_response(self, registry: &Registry) -> Response {
         match self {
             Self::Unknown => error::unauthorized(&registry.config.public_url),
-            Self::Refused(text) => OciError::new(StatusCode::FORBIDDEN, Code::Denied, text).into_response(),
+            Self::Refused(text) => {
+                OciError::new(StatusCode::FORBIDDEN, Code::Denied, text).into_response()
+            }
         }
     }
 }
@@ -143,7 +150,11 @@ fn basic_token(value: &HeaderValue) -> Option<String> {
 }
 
 impl OciCall {
-    async fn dispatch(self, action: OciAction, body: &mut RequestBody) -> Result<Response, OciError> {
+    async fn dispatch(
+        self,
+        action: OciAction,
+        body: &mut RequestBody,
+    ) -> Result<Response, OciError> {
         let (name, act) = match action {
             OciAction::Ping => return Ok(json(StatusCode::OK, "{}")),
             OciAction::Catalog(page) => {
@@ -154,15 +165,25 @@ impl OciCall {
         };
         self.authorize(&name, &act, body.is_empty())?;
         match act {
-            RepositoryAction::ReadManifest { reference, head } => manifests::read(&self, &name, &reference, head).await,
-            RepositoryAction::PutManifest { digest, tags } => manifests::put(&self, &name, digest, tags, body).await,
-            RepositoryAction::DeleteManifest(digest) => manifests::delete(&self, &name, &digest).await,
+            RepositoryAction::ReadManifest { reference, head } => {
+                manifests::read(&self, &name, &reference, head).await
+            }
+            RepositoryAction::PutManifest { digest, tags } => {
+                manifests::put(&self, &name, digest, tags, body).await
+            }
+            RepositoryAction::DeleteManifest(digest) => {
+                manifests::delete(&self, &name, &digest).await
+            }
             RepositoryAction::DeleteTag(tag) => manifests::delete_tag(&self, &name, &tag).await,
-            RepositoryAction::ReadBlob { digest, head } => blobs::read(&self, &name, &digest, head).await,
+            RepositoryAction::ReadBlob { digest, head } => {
+                blobs::read(&self, &name, &digest, head).await
+            }
             RepositoryAction::DeleteBlob(digest) => blobs::delete(&self, &name, &digest).await,
             RepositoryAction::StartUpload(start) => uploads::start(&self, &name, start, body).await,
             RepositoryAction::PatchUpload(id) => uploads::patch(&self, &name, id, body).await,
-            RepositoryAction::PutUpload(id, digest) => uploads::put(&self, &name, id, digest, body).await,
+            RepositoryAction::PutUpload(id, digest) => {
+                uploads::put(&self, &name, id, digest, body).await
+            }
             RepositoryAction::UploadStatus(id) => uploads::status(&self, &name, id).await,
             RepositoryAction::CancelUpload(id) => uploads::cancel(&self, &name, id).await,
             RepositoryAction::ListTags(page) => tags::list(&self, &name, page).await,
@@ -174,13 +195,20 @@ impl OciCall {
 
     /// Checks the IAM actions that ECR requires for an endpoint. A mount's source is checked when
     /// it is known.
-    fn authorize(&self, name: &RepositoryName, act: &RepositoryAction, empty: bool) -> Result<(), OciError> {
+    fn authorize(
+        &self,
+        name: &RepositoryName,
+        act: &RepositoryAction,
+        empty: bool,
+    ) -> Result<(), OciError> {
         let needed: &[&'static str] = match act {
-            RepositoryAction::ReadManifest { .. } | RepositoryAction::ListReferrers { .. } => &["BatchGetImage"],
-            RepositoryAction::PutManifest { .. } => &["PutImage"],
-            RepositoryAction::DeleteManifest(_) | RepositoryAction::DeleteTag(_) | RepositoryAction::DeleteBlob(_) => {
-                &["BatchDeleteImage"]
+            RepositoryAction::ReadManifest { .. } | RepositoryAction::ListReferrers { .. } => {
+                &["BatchGetImage"]
             }
+            RepositoryAction::PutManifest { .. } => &["PutImage"],
+            RepositoryAction::DeleteManifest(_)
+            | RepositoryAction::DeleteTag(_)
+            | RepositoryAction::DeleteBlob(_) => &["BatchDeleteImage"],
             RepositoryAction::ReadBlob { head: false, .. } => &["GetDownloadUrlForLayer"],
             RepositoryAction::ReadBlob { head: true, .. } => {
                 // The permission to pull a layer includes checking its presence.
@@ -213,7 +241,8 @@ impl OciCall {
     }
 
     async fn repository(&self, name: &RepositoryName) -> Result<Repository, OciError> {
-        let found = self.registry.metadata.find_repository(&self.registry.config.account, name).await?;
+        let found =
+            self.registry.metadata.find_repository(&self.registry.config.account, name).await?;
         found.ok_or_else(|| self.name_unknown(name))
     }
 
@@ -233,14 +262,20 @@ fn empty(status: StatusCode) -> Response {
 fn json(status: StatusCode, text: impl Into<bytes::Bytes>) -> Response {
     let mut response = Response::new(Body::from(text.into()));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
 /// Creates a header value from text of this registry.
 fn value(text: impl AsRef<str>) -> Result<HeaderValue, OciError> {
     HeaderValue::from_str(text.as_ref()).map_err(|_| {
-        wharfage_store::StoreError::Inconsistent(format!("{:?} is no header's value", text.as_ref())).into()
+        wharfage_store::StoreError::Inconsistent(format!(
+            "{:?} is no header's value",
+            text.as_ref()
+        ))
+        .into()
     })
 }
 

@@ -55,17 +55,22 @@ pub(super) async fn list(
     mut after: Option<Digest>,
 ) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
-    let filter =
-        ReferrerFilter { artifact_types: artifact_type.iter().cloned().collect(), status: Some(ImageStatus::Active) };
-    let mut body = format!("{{\"schemaVersion\":2,\"mediaType\":\"{INDEX}\",\"manifests\":[").into_bytes();
+    let filter = ReferrerFilter {
+        artifact_types: artifact_type.iter().cloned().collect(),
+        status: Some(ImageStatus::Active),
+    };
+    let mut body =
+        format!("{{\"schemaVersion\":2,\"mediaType\":\"{INDEX}\",\"manifests\":[").into_bytes();
     let mut entries = 0;
     let mut more = false;
     'page: loop {
         let metadata = &call.registry.metadata;
-        let found = metadata.list_referrers(repository.id, subject, &filter, after.as_ref(), BATCH).await?;
+        let found =
+            metadata.list_referrers(repository.id, subject, &filter, after.as_ref(), BATCH).await?;
         for image in &found {
-            let entry = serde_json::to_vec(&ReferrerDescriptor::from(image))
-                .map_err(|error| StoreError::Inconsistent(format!("a descriptor does not serialize: {error}")))?;
+            let entry = serde_json::to_vec(&ReferrerDescriptor::from(image)).map_err(|error| {
+                StoreError::Inconsistent(format!("a descriptor does not serialize: {error}"))
+            })?;
             if entries > 0 && (entries == MAX_PAGE || body.len() + entry.len() + 3 > MAX_BYTES) {
                 more = true;
                 break 'page;
@@ -85,7 +90,9 @@ pub(super) async fn list(
     let mut response = json(StatusCode::OK, body);
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(INDEX));
     if artifact_type.is_some() {
-        response.headers_mut().insert(OCI_FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
+        response
+            .headers_mut()
+            .insert(OCI_FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
     }
     if let Some(after) = after.filter(|_| more) {
         let mut target = format!("/v2/{name}/referrers/{subject}?last={after}");

@@ -17,7 +17,11 @@ struct TagList<'a> {
 }
 
 /// end-8, in byte order, at most a thousand entries.
-pub(super) async fn list(call: &OciCall, name: &RepositoryName, page: PageRequest) -> Result<Response, OciError> {
+pub(super) async fn list(
+    call: &OciCall,
+    name: &RepositoryName,
+    page: PageRequest,
+) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     let n = page.n.unwrap_or(MAX_PAGE);
     // One entry more than the page shows whether there is another page.

@@ -92,12 +92,17 @@ async fn mount(
         }
         None => registry.metadata.list_blob_sources(account, digest, SOURCES).await?,
     };
-    let readable = |(_, name): &&(RepositoryId, RepositoryName)| call.may("GetDownloadUrlForLayer", name).is_ok();
+    let readable = |(_, name): &&(RepositoryId, RepositoryName)| {
+        call.may("GetDownloadUrlForLayer", name).is_ok()
+    };
     let lease_until = call.now.checked_add(LEASE).unwrap_or(Timestamp::MAX);
     for (from, _) in sources.iter().filter(readable) {
         // ECR requires that a manifest in the source references the blob; the specification only
         // requires the blob.
-        let mounted = registry.metadata.mount_blob(*from, to.id, digest, false, call.now, lease_until).await?;
+        let mounted = registry
+            .metadata
+            .mount_blob(*from, to.id, digest, false, call.now, lease_until)
+            .await?;
         if mounted == MountOutcome::Mounted {
             // A lost or damaged blob is pushed instead, which repairs it.
             let found = registry.metadata.find_blob(account, &to.name, digest).await?;
@@ -120,7 +125,10 @@ pub(super) async fn patch(
     let (body, caller, registry) = (body.take(), call.caller.clone(), Arc::clone(&call.registry));
     let offset = detached(async move {
         let session = append(session, body, caller, expected, registry).await?;
-        session.pause(None, Timestamp::now()).await.map_err(|failure| OciError::of_upload(failure, id))
+        session
+            .pause(None, Timestamp::now())
+            .await
+            .map_err(|failure| OciError::of_upload(failure, id))
     })
     .await?;
     progress(StatusCode::ACCEPTED, name, id, offset)
@@ -142,7 +150,11 @@ pub(super) async fn put(
 }
 
 /// end-13.
-pub(super) async fn status(call: &OciCall, name: &RepositoryName, id: Uuid) -> Result<Response, OciError> {
+pub(super) async fn status(
+    call: &OciCall,
+    name: &RepositoryName,
+    id: Uuid,
+) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     let upload = call.registry.metadata.find_upload(repository.id, id).await?;
     let upload = upload.ok_or_else(|| OciError::upload_unknown(id))?;
@@ -150,7 +162,11 @@ pub(super) async fn status(call: &OciCall, name: &RepositoryName, id: Uuid) -> R
 }
 
 /// end-14.
-pub(super) async fn cancel(call: &OciCall, name: &RepositoryName, id: Uuid) -> Result<Response, OciError> {
+pub(super) async fn cancel(
+    call: &OciCall,
+    name: &RepositoryName,
+    id: Uuid,
+) -> Result<Response, OciError> {
     let repository = call.repository(name).await?;
     if call.registry.metadata.cancel_upload(repository.id, id, None, call.now).await? {
         Ok(empty(StatusCode::NO_CONTENT))
@@ -178,14 +194,21 @@ async fn open(
         })?;
         let offset = session.offset();
         if first != offset {
-            let text =
-                format!("The upload has {offset} bytes, so its next chunk begins at {offset} and not at {first}");
-            return Err(OciError::new(StatusCode::RANGE_NOT_SATISFIABLE, Code::BlobUploadInvalid, text)
-                .with(header::LOCATION, value(location(name, id))?)
-                .with(header::RANGE, so_far(offset)?));
+            let text = format!(
+                "The upload has {offset} bytes, so its next chunk begins at {offset} and not at {first}"
+            );
+            return Err(OciError::new(
+                StatusCode::RANGE_NOT_SATISFIABLE,
+                Code::BlobUploadInvalid,
+                text,
+            )
+            .with(header::LOCATION, value(location(name, id))?)
+            .with(header::RANGE, so_far(offset)?));
         }
         if expected.is_some_and(|announced| announced != length) {
-            let text = format!("Content-Range {range:?} holds {length} bytes, which is not the Content-Length");
+            let text = format!(
+                "Content-Range {range:?} holds {length} bytes, which is not the Content-Length"
+            );
             return Err(OciError::new(StatusCode::BAD_REQUEST, Code::SizeInvalid, text));
         }
         expected = Some(length);
@@ -268,7 +291,10 @@ async fn complete(
     detached(async move {
         let id = session.acknowledged().id;
         let session = append(session, body, caller, expected, registry).await?;
-        session.finish(&[digest], Timestamp::now()).await.map_err(|failure| OciError::of_upload(failure, id))
+        session
+            .finish(&[digest], Timestamp::now())
+            .await
+            .map_err(|failure| OciError::of_upload(failure, id))
     })
     .await
 }
@@ -282,7 +308,12 @@ fn created(name: &RepositoryName, digest: &Digest) -> Result<Response, OciError>
 }
 
 /// Creates a response with the session's location and offset.
-fn progress(status: StatusCode, name: &RepositoryName, id: Uuid, offset: u64) -> Result<Response, OciError> {
+fn progress(
+    status: StatusCode,
+    name: &RepositoryName,
+    id: Uuid,
+    offset: u64,
+) -> Result<Response, OciError> {
     let mut response = empty(status);
     let headers = response.headers_mut();
     headers.insert(header::LOCATION, value(location(name, id))?);

@@ -33,7 +33,9 @@ pub(crate) enum QueryError {
 
 fn auth_message(error: &AuthError) -> String {
     match error {
-        AuthError::MissingAuthenticationToken => "Request is missing Authentication Token".to_owned(),
+        AuthError::MissingAuthenticationToken => {
+            "Request is missing Authentication Token".to_owned()
+        }
         error => error.to_string(),
     }
 }
@@ -41,8 +43,12 @@ fn auth_message(error: &AuthError) -> String {
 impl QueryError {
     /// Creates the error of an action that does not exist in this version.
     pub(crate) fn invalid_action(action: &str, version: Option<&str>) -> Self {
-        let quoted = |text: &str| text.chars().filter(char::is_ascii_graphic).take(QUOTED).collect();
-        Self::InvalidAction { action: quoted(action), version: version.map_or("NO_VERSION_SPECIFIED".into(), quoted) }
+        let quoted =
+            |text: &str| text.chars().filter(char::is_ascii_graphic).take(QUOTED).collect();
+        Self::InvalidAction {
+            action: quoted(action),
+            version: version.map_or("NO_VERSION_SPECIFIED".into(), quoted),
+        }
     }
 
     fn code(&self) -> &'static str {
@@ -90,13 +96,15 @@ mod tests {
 
     #[test]
     fn an_error_has_the_format_of_sts() {
-        let xml = QueryError::invalid_action("Assume<Role>\u{0}\n", Some("2011-06-15")).to_xml(Uuid::nil());
+        let xml = QueryError::invalid_action("Assume<Role>\u{0}\n", Some("2011-06-15"))
+            .to_xml(Uuid::nil());
         insta::assert_snapshot!(xml.trim(), @r#"<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type><Code>InvalidAction</Code><Message>Could not find operation Assume&lt;Role&gt; for version 2011-06-15</Message></Error><RequestId>00000000-0000-0000-0000-000000000000</RequestId></ErrorResponse>"#);
     }
 
     #[test]
     fn codes_and_texts_are_those_of_sts() {
-        let rendered = |error: QueryError| (error.status().as_u16(), error.code(), error.to_string());
+        let rendered =
+            |error: QueryError| (error.status().as_u16(), error.code(), error.to_string());
         let missing = QueryError::from(AuthError::MissingAuthenticationToken);
         let text = "Request is missing Authentication Token".to_owned();
         assert_eq!(rendered(missing), (403, "MissingAuthenticationToken", text));
@@ -104,7 +112,10 @@ mod tests {
         let text = "The security token included in the request is invalid.".to_owned();
         assert_eq!(rendered(unknown), (403, "InvalidClientTokenId", text));
         let text = "Could not find operation ListUsers for version NO_VERSION_SPECIFIED".to_owned();
-        assert_eq!(rendered(QueryError::invalid_action("ListUsers", None)), (400, "InvalidAction", text));
+        assert_eq!(
+            rendered(QueryError::invalid_action("ListUsers", None)),
+            (400, "InvalidAction", text)
+        );
         let long = QueryError::invalid_action(&"x".repeat(9999), None).to_string();
         assert!(long.len() < 200, "{long}");
     }

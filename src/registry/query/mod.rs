@@ -43,10 +43,13 @@ static OPERATIONS: [QueryOperation; 1] =
 /// Returns whether a request to `/` speaks this protocol: a form, or an `Action` in the query. A
 /// request with a target is for the ECR API.
 pub(crate) fn is_query(request: &Request) -> bool {
-    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let is_form =
-        content_type.and_then(|text| text.split(';').next()).is_some_and(|kind| kind.trim().eq_ignore_ascii_case(FORM));
-    let has_action = || parameter(request.uri().query().unwrap_or_default().as_bytes(), "Action").is_some();
+    let content_type =
+        request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let is_form = content_type
+        .and_then(|text| text.split(';').next())
+        .is_some_and(|kind| kind.trim().eq_ignore_ascii_case(FORM));
+    let has_action =
+        || parameter(request.uri().query().unwrap_or_default().as_bytes(), "Action").is_some();
     match *request.method() {
         Method::POST => !request.headers().contains_key(AMZ_TARGET) && (is_form || has_action()),
         Method::GET => has_action(),
@@ -88,7 +91,8 @@ async fn read(
     sigv4::check_claims(&head.uri, &head.headers, scope, &registry.keys, now)?;
     let (form, _account) = body.read_up_to(BODY_LIMIT, &Caller::Unverified(body.peer())).await?;
     let body_hash = Sha256::digest(&form).into();
-    let signed = SignedRequest { method: &head.method, uri: &head.uri, headers: &head.headers, body_hash };
+    let signed =
+        SignedRequest { method: &head.method, uri: &head.uri, headers: &head.headers, body_hash };
     let principal = sigv4::verify(signed, scope, &registry.keys, now)?;
     let query = head.uri.query().unwrap_or_default().as_bytes();
     let value = |name| parameter(&form, name).or_else(|| parameter(query, name));

@@ -41,7 +41,11 @@ impl Registry {
     }
 
     /// Opens a blob for reading; `None` when it is damaged.
-    pub(crate) async fn read_blob(self: &Arc<Self>, blob: &Blob, range: Range<u64>) -> StoreResult<Option<BlobReader>> {
+    pub(crate) async fn read_blob(
+        self: &Arc<Self>,
+        blob: &Blob,
+        range: Range<u64>,
+    ) -> StoreResult<Option<BlobReader>> {
         let reader = match self.blobs.read(&blob.bytes, range).await {
             Ok(reader) => reader,
             Err(StoreError::Inconsistent(reason)) => {
@@ -67,11 +71,17 @@ impl Registry {
 
     /// Returns a URL of the object store for a blob, if reads are redirected. Only the client would
     /// notice a damaged object, so it is checked first.
-    pub(crate) async fn presigned_url(&self, blob: &Blob, valid_for: Duration) -> StoreResult<Option<String>> {
+    pub(crate) async fn presigned_url(
+        &self,
+        blob: &Blob,
+        valid_for: Duration,
+    ) -> StoreResult<Option<String>> {
         if !self.config.redirect_blobs {
             return Ok(None);
         }
-        let Some(url) = self.blobs.presigned_url(&blob.bytes, valid_for).await? else { return Ok(None) };
+        let Some(url) = self.blobs.presigned_url(&blob.bytes, valid_for).await? else {
+            return Ok(None);
+        };
         if self.is_intact(&blob.bytes).await? {
             return Ok(Some(url));
         }

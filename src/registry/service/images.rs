@@ -63,19 +63,29 @@ impl Registry {
     /// # Errors
     /// The first check that fails, in ECR's order: the manifest, its digest, its references, its
     /// tags, the quotas.
-    pub(crate) async fn put_image(&self, image: NewImage<'_>, now: Timestamp) -> Result<PutImage, PutImageError> {
+    pub(crate) async fn put_image(
+        &self,
+        image: NewImage<'_>,
+        now: Timestamp,
+    ) -> Result<PutImage, PutImageError> {
         let limits = &self.config.limits;
         let algorithm = image.digest.map_or(Algorithm::Sha256, Digest::algorithm);
-        let checked = check(image.payload, image.media_type, algorithm, limits.manifest_bytes).await?;
+        let checked =
+            check(image.payload, image.media_type, algorithm, limits.manifest_bytes).await?;
         let mut manifest = checked.manifest;
         if image.digest.is_some_and(|expected| *expected != manifest.digest) {
             return Err(PutImageError::DigestMismatch { actual: manifest.digest });
         }
         if !checked.foreign.is_empty() {
-            let digests: Vec<Digest> = checked.foreign.iter().map(|foreign| foreign.digest.clone()).collect();
+            let digests: Vec<Digest> =
+                checked.foreign.iter().map(|foreign| foreign.digest.clone()).collect();
             let kept = self.metadata.find_layers(image.repository, &digests).await?;
             // A client that pushed a foreign layer nevertheless wants it kept.
-            let kept = checked.foreign.into_iter().zip(kept).filter_map(|(foreign, layer)| layer.map(|_| foreign));
+            let kept = checked
+                .foreign
+                .into_iter()
+                .zip(kept)
+                .filter_map(|(foreign, layer)| layer.map(|_| foreign));
             manifest.blobs.extend(kept);
         }
         let (digest, media_type) = (manifest.digest.clone(), manifest.media_type.clone());
@@ -108,7 +118,8 @@ async fn check(
         return Ok(manifest::check(payload, declared, algorithm, max_bytes)?);
     }
     let declared = declared.map(str::to_owned);
-    let checked =
-        tokio::task::spawn_blocking(move || manifest::check(payload, declared.as_deref(), algorithm, max_bytes));
+    let checked = tokio::task::spawn_blocking(move || {
+        manifest::check(payload, declared.as_deref(), algorithm, max_bytes)
+    });
     Ok(checked.await.map_err(|error| StoreError::Backend(error.into()))??)
 }

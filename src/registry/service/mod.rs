@@ -54,7 +54,11 @@ impl Registry {
 
     /// Returns the ARN of a repository in this registry's region.
     pub(crate) fn arn(&self, account: &AccountId, name: &RepositoryName) -> RepositoryArn {
-        RepositoryArn { region: self.config.region.clone(), account: account.clone(), name: name.clone() }
+        RepositoryArn {
+            region: self.config.region.clone(),
+            account: account.clone(),
+            name: name.clone(),
+        }
     }
 
     /// Returns the `repositoryUri`: the public host and the name, without a scheme.

@@ -66,7 +66,9 @@ impl fmt::Display for Generation {
 impl FromStr for Generation {
     type Err = StoreError;
     fn from_str(s: &str) -> Result<Self, StoreError> {
-        Uuid::try_parse(s).map(Self).map_err(|_| StoreError::Inconsistent(format!("{s:?} is no generation")))
+        Uuid::try_parse(s)
+            .map(Self)
+            .map_err(|_| StoreError::Inconsistent(format!("{s:?} is no generation")))
     }
 }
 
@@ -104,8 +106,12 @@ impl BlobKey {
         match &self.key {
             None => Ok(self.generation),
             Some(key) => Err(StoreError::Backend(
-                format!("{} is encrypted with {}, which this version cannot read", self.generation.path(), key.id)
-                    .into(),
+                format!(
+                    "{} is encrypted with {}, which this version cannot read",
+                    self.generation.path(),
+                    key.id
+                )
+                .into(),
             )),
         }
     }
@@ -129,7 +135,9 @@ impl UploadKey {
     fn as_stored(&self) -> StoreResult<Generation> {
         match &self.key {
             None => Ok(self.generation),
-            Some(key) => Err(StoreError::Backend(format!("uploads cannot be encrypted with {} yet", key.id).into())),
+            Some(key) => Err(StoreError::Backend(
+                format!("uploads cannot be encrypted with {} yet", key.id).into(),
+            )),
         }
     }
 }
@@ -209,16 +217,29 @@ pub trait Blobs: Send + Sync + fmt::Debug {
 
     /// Returns the generations that [`Blobs::delete`] would delete: this one and those that `state`
     /// names.
-    fn generations_to_delete(&self, generation: Generation, state: &WriterState) -> StoreResult<Vec<Generation>>;
+    fn generations_to_delete(
+        &self,
+        generation: Generation,
+        state: &WriterState,
+    ) -> StoreResult<Vec<Generation>>;
 
     /// Deletes a generation, finished or not, and those that `state` names (the upload's last one;
     /// empty if there is none), except those that are `live`. Deleting what does not exist
     /// succeeds.
-    async fn delete(&self, generation: Generation, state: &WriterState, live: &[Generation]) -> StoreResult<()>;
+    async fn delete(
+        &self,
+        generation: Generation,
+        state: &WriterState,
+        live: &[Generation],
+    ) -> StoreResult<()>;
 
     /// Returns a URL from which a client without credentials can GET the blob for `valid_for`, if
     /// the backend supports it.
-    async fn presigned_url(&self, key: &BlobKey, valid_for: Duration) -> StoreResult<Option<String>>;
+    async fn presigned_url(
+        &self,
+        key: &BlobKey,
+        valid_for: Duration,
+    ) -> StoreResult<Option<String>>;
 
     /// Checks that `bytes` more may be written. Reserves nothing, so the write may still fail.
     ///

@@ -9,8 +9,8 @@ use serde::Serialize;
 
 pub(super) use self::payloads::late;
 pub use self::payloads::{
-    DeleteGeneration, DeleteRepository, EvaluateLifecycle, EvaluatePreview, FollowSubject, JobPayload, KINDS,
-    PruneEvents,
+    DeleteGeneration, DeleteRepository, EvaluateLifecycle, EvaluatePreview, FollowSubject,
+    JobPayload, KINDS, PruneEvents,
 };
 use super::StoreResult;
 
@@ -22,7 +22,12 @@ pub trait JobStore: Send + Sync {
     /// Claims a job of these kinds that is due at `now`, for `lease` by the database's clock: one
     /// whose lease has expired, else the one longest overdue. Two jobs of the same kind and key
     /// never run at the same time. The queue of one kind does not slow claims of other kinds.
-    async fn claim_job(&self, kinds: &[&str], now: Timestamp, lease: Duration) -> StoreResult<Option<Job>>;
+    async fn claim_job(
+        &self,
+        kinds: &[&str],
+        now: Timestamp,
+        lease: Duration,
+    ) -> StoreResult<Option<Job>>;
     /// Renews a claim: `lease` begins again by the database's clock; false if the claim was lost.
     async fn heartbeat_job(&self, id: i64, attempts: u32, lease: Duration) -> StoreResult<bool>;
     /// Ends a claim; ignored if it was lost (`attempts` shows that). A job that is done also
@@ -32,7 +37,12 @@ pub trait JobStore: Send + Sync {
     /// Counts the jobs of these kinds by state, and the dead ones of every kind.
     async fn count_jobs(&self, kinds: &[&str]) -> StoreResult<Vec<JobCount>>;
     /// Lists jobs in the order of their row ids.
-    async fn list_jobs(&self, filter: &JobFilter, after: Option<i64>, limit: usize) -> StoreResult<Vec<StoredJob>>;
+    async fn list_jobs(
+        &self,
+        filter: &JobFilter,
+        after: Option<i64>,
+        limit: usize,
+    ) -> StoreResult<Vec<StoredJob>>;
     /// Makes jobs wait again, due at `now` and without past attempts, and returns how many. A job
     /// of the same kind and key that already waits takes the place of a dead one.
     async fn requeue_jobs(&self, jobs: &Requeue, now: Timestamp) -> StoreResult<u64>;

@@ -47,7 +47,9 @@ pub trait JobPayload: Serialize + DeserializeOwned {
     fn parse(payload: &str) -> StoreResult<Self> {
         serde_json::from_str(payload).map_err(|error| {
             let kind = Self::KIND;
-            StoreError::Inconsistent(format!("the payload {payload:?} of a {kind} job does not parse: {error}"))
+            StoreError::Inconsistent(format!(
+                "the payload {payload:?} of a {kind} job does not parse: {error}"
+            ))
         })
     }
 }
@@ -140,8 +142,12 @@ impl From<DeleteGeneration> for DeleteGenerationPayload {
 impl TryFrom<DeleteGenerationPayload> for DeleteGeneration {
     type Error = StoreError;
 
-    fn try_from(DeleteGenerationPayload { generation, writer }: DeleteGenerationPayload) -> StoreResult<Self> {
-        let writer = BASE64_STANDARD.decode(writer).map_err(|error| StoreError::Inconsistent(error.to_string()))?;
+    fn try_from(
+        DeleteGenerationPayload { generation, writer }: DeleteGenerationPayload,
+    ) -> StoreResult<Self> {
+        let writer = BASE64_STANDARD
+            .decode(writer)
+            .map_err(|error| StoreError::Inconsistent(error.to_string()))?;
         Ok(Self { generation: generation.parse()?, writer: WriterState(writer) })
     }
 }
@@ -219,17 +225,24 @@ mod tests {
 
     #[test]
     fn a_referrers_job_carries_its_subject_and_is_delayed() {
-        let follow = FollowSubject { repository: RepositoryId(7), subject: Digest::sha256(b"subject") };
+        let follow =
+            FollowSubject { repository: RepositoryId(7), subject: Digest::sha256(b"subject") };
         let job = follow.after(Timestamp::UNIX_EPOCH);
         assert!(job.run_at > Timestamp::UNIX_EPOCH);
-        assert_eq!((job.kind.as_str(), FollowSubject::parse(&job.payload).unwrap()), (FollowSubject::KIND, follow));
+        assert_eq!(
+            (job.kind.as_str(), FollowSubject::parse(&job.payload).unwrap()),
+            (FollowSubject::KIND, follow)
+        );
         assert!(matches!(FollowSubject::parse("{}"), Err(StoreError::Inconsistent(_))));
     }
 
     #[test]
     fn the_bytes_of_a_claim_are_deleted_after_its_end() {
-        let (now, generation) = (Timestamp::UNIX_EPOCH + SignedDuration::from_hours(1), Generation::random());
-        let due = |claimed| DeleteGeneration::of_session(generation, WriterState::default(), claimed, now).run_at;
+        let (now, generation) =
+            (Timestamp::UNIX_EPOCH + SignedDuration::from_hours(1), Generation::random());
+        let due = |claimed| {
+            DeleteGeneration::of_session(generation, WriterState::default(), claimed, now).run_at
+        };
         assert_eq!(due(None), now);
         assert_eq!(due(Some(Timestamp::UNIX_EPOCH)), now + LATE_WRITE);
         assert_eq!(due(Some(now + LATE_WRITE)), now + LATE_WRITE + LATE_WRITE);
@@ -237,12 +250,21 @@ mod tests {
 
     #[test]
     fn a_delete_generation_job_carries_generation_and_state() {
-        let deletion = DeleteGeneration { generation: Generation::random(), writer: WriterState(vec![0, 255, 7]) };
+        let deletion = DeleteGeneration {
+            generation: Generation::random(),
+            writer: WriterState(vec![0, 255, 7]),
+        };
         let job = deletion.job(Timestamp::UNIX_EPOCH);
-        assert_eq!((job.kind.as_str(), job.key), (DeleteGeneration::KIND, deletion.generation.to_string()));
+        assert_eq!(
+            (job.kind.as_str(), job.key),
+            (DeleteGeneration::KIND, deletion.generation.to_string())
+        );
         assert_eq!(DeleteGeneration::parse(&job.payload).unwrap(), deletion);
         for bad in ["", "{}", r#"{"generation":"x","writer":""}"#] {
-            assert!(matches!(DeleteGeneration::parse(bad), Err(StoreError::Inconsistent(_))), "{bad:?} is refused");
+            assert!(
+                matches!(DeleteGeneration::parse(bad), Err(StoreError::Inconsistent(_))),
+                "{bad:?} is refused"
+            );
         }
     }
 }

@@ -52,8 +52,12 @@ impl<E> TxError<E> {
     /// Returns true if the connection broke, or if its server shuts down.
     pub(super) fn is_connection(&self) -> bool {
         match self {
-            Self::Database(sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_)) => true,
-            Self::Database(error) => matches!(sql_state(error).as_deref(), Some("57P01" | "57P02" | "57P03")),
+            Self::Database(sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_)) => {
+                true
+            }
+            Self::Database(error) => {
+                matches!(sql_state(error).as_deref(), Some("57P01" | "57P02" | "57P03"))
+            }
             Self::Refused(_) | Self::Store(_) | Self::Raced => false,
         }
     }
@@ -73,9 +77,10 @@ impl<E: From<StoreError>> TxError<E> {
             Self::Refused(error) => error,
             Self::Store(error) => error.into(),
             Self::Database(error) => store_error(error).into(),
-            Self::Raced => {
-                StoreError::Unavailable("too many transactions change the same rows at once".to_owned()).into()
-            }
+            Self::Raced => StoreError::Unavailable(
+                "too many transactions change the same rows at once".to_owned(),
+            )
+            .into(),
         }
     }
 }
@@ -88,12 +93,15 @@ fn sql_state(error: &sqlx::Error) -> Option<String> {
 pub(super) fn store_error(error: sqlx::Error) -> StoreError {
     use sqlx::Error as E;
     match &error {
-        E::Io(_) | E::Tls(_) | E::Protocol(_) | E::PoolClosed | E::WorkerCrashed | E::BeginFailed => {
-            StoreError::Unavailable(error.to_string())
-        }
-        E::PoolTimedOut => {
-            StoreError::Unavailable("no connection to PostgreSQL was free or could be made in time".into())
-        }
+        E::Io(_)
+        | E::Tls(_)
+        | E::Protocol(_)
+        | E::PoolClosed
+        | E::WorkerCrashed
+        | E::BeginFailed => StoreError::Unavailable(error.to_string()),
+        E::PoolTimedOut => StoreError::Unavailable(
+            "no connection to PostgreSQL was free or could be made in time".into(),
+        ),
         E::RowNotFound | E::ColumnNotFound(_) | E::ColumnDecode { .. } | E::Decode(_) => {
             StoreError::Inconsistent(error.to_string())
         }
@@ -112,5 +120,6 @@ pub(super) fn store_error(error: sqlx::Error) -> StoreError {
 /// (55P03), a server that became a standby (25006), and conflicts that retries did not resolve
 /// (40).
 fn is_transient(state: &str) -> bool {
-    ["08", "28", "40", "53", "57"].iter().any(|class| state.starts_with(class)) || matches!(state, "55P03" | "25006")
+    ["08", "28", "40", "53", "57"].iter().any(|class| state.starts_with(class))
+        || matches!(state, "55P03" | "25006")
 }

@@ -31,14 +31,22 @@ pub(super) async fn record(pool: &PgPool, event: &Event) -> TxResult<()> {
 }
 
 /// Records events, in the transaction of their cause or alone.
-pub(super) async fn record_all<E>(executor: impl PgExecutor<'_>, events: &[Event]) -> TxResult<(), E> {
+pub(super) async fn record_all<E>(
+    executor: impl PgExecutor<'_>,
+    events: &[Event],
+) -> TxResult<(), E> {
     sqlx::query(
         "INSERT INTO event (at, account_id, repository, kind, detail)
          SELECT * FROM UNNEST($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[])",
     )
     .bind(events.iter().map(|event| millis(event.at)).collect::<Vec<_>>())
     .bind(events.iter().map(|event| event.account.as_str()).collect::<Vec<_>>())
-    .bind(events.iter().map(|event| event.repository.as_ref().map(AsRef::as_ref)).collect::<Vec<Option<&str>>>())
+    .bind(
+        events
+            .iter()
+            .map(|event| event.repository.as_ref().map(AsRef::as_ref))
+            .collect::<Vec<Option<&str>>>(),
+    )
     .bind(events.iter().map(|event| event.kind.as_str()).collect::<Vec<_>>())
     .bind(events.iter().map(|event| event.detail.as_str()).collect::<Vec<_>>())
     .execute(executor)
@@ -66,7 +74,12 @@ fn event(row: &PgRow) -> StoreResult<Event> {
     })
 }
 
-pub(super) async fn prune(pool: &PgPool, before: Timestamp, keep: u64, limit: usize) -> TxResult<u64> {
+pub(super) async fn prune(
+    pool: &PgPool,
+    before: Timestamp,
+    keep: u64,
+    limit: usize,
+) -> TxResult<u64> {
     let gone = sqlx::query(
         "DELETE FROM event WHERE id IN (
              SELECT id FROM (SELECT id, at FROM event ORDER BY id LIMIT $3) oldest

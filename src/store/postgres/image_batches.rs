@@ -45,7 +45,11 @@ struct LockedBatch {
 
 /// Locks tags in the order of their names, then images in the order of their digests, as all
 /// transactions do.
-async fn lock(tx: &mut PgConnection, repository: RepositoryId, deletions: &[ImageDeletion]) -> TxResult<LockedBatch> {
+async fn lock(
+    tx: &mut PgConnection,
+    repository: RepositoryId,
+    deletions: &[ImageDeletion],
+) -> TxResult<LockedBatch> {
     let (mut digests, mut names) = (Vec::new(), Vec::new());
     for deletion in deletions {
         match deletion {
@@ -86,15 +90,19 @@ async fn lock(tx: &mut PgConnection, repository: RepositoryId, deletions: &[Imag
     let ids: Vec<i64> = images.iter().map(|image| image.id.0).collect();
     let mut batch = LockedBatch {
         by_digest: images.iter().map(|image| (image.digest.clone(), image.id.0)).collect(),
-        by_tag: locked.iter().map(|(name, id)| Ok((parse(name)?, *id))).collect::<StoreResult<_>>()?,
+        by_tag: locked
+            .iter()
+            .map(|(name, id)| Ok((parse(name)?, *id)))
+            .collect::<StoreResult<_>>()?,
         images: images.into_iter().map(|image| (image.id.0, image)).collect(),
         tags: HashMap::new(),
         parents: list_parents(tx, &ids, MAX_NAMED_PARENTS + deletions.len()).await?,
     };
-    let tags: Vec<(i64, String)> = sqlx::query_as("SELECT manifest_id, name FROM tag WHERE manifest_id = ANY($1)")
-        .bind(&ids)
-        .fetch_all(tx)
-        .await?;
+    let tags: Vec<(i64, String)> =
+        sqlx::query_as("SELECT manifest_id, name FROM tag WHERE manifest_id = ANY($1)")
+            .bind(&ids)
+            .fetch_all(tx)
+            .await?;
     let of_image = |deletion: &ImageDeletion| match deletion {
         ImageDeletion::Image(digest) => batch.by_digest.get(digest).copied(),
         ImageDeletion::Tag { .. } => None,
@@ -111,7 +119,11 @@ async fn lock(tx: &mut PgConnection, repository: RepositoryId, deletions: &[Imag
     Ok(batch)
 }
 
-async fn list_parents(tx: &mut PgConnection, ids: &[i64], limit: usize) -> TxResult<HashMap<i64, Vec<(i64, Digest)>>> {
+async fn list_parents(
+    tx: &mut PgConnection,
+    ids: &[i64],
+    limit: usize,
+) -> TxResult<HashMap<i64, Vec<(i64, Digest)>>> {
     let found = sqlx::query(
         "SELECT c.id AS child, e.parent_id, p.digest
          FROM UNNEST($1::bigint[]) AS c (id) CROSS JOIN LATERAL (
@@ -125,7 +137,10 @@ async fn list_parents(tx: &mut PgConnection, ids: &[i64], limit: usize) -> TxRes
     .await?;
     let mut parents: HashMap<i64, Vec<(i64, Digest)>> = HashMap::new();
     for row in &found {
-        parents.entry(get(row, "child")?).or_default().push((get(row, "parent_id")?, parsed(row, "digest")?));
+        parents
+            .entry(get(row, "child")?)
+            .or_default()
+            .push((get(row, "parent_id")?, parsed(row, "digest")?));
     }
     Ok(parents)
 }
@@ -144,13 +159,21 @@ struct BatchDeletion {
 
 impl BatchDeletion {
     fn new(batch: LockedBatch, now: Timestamp) -> Self {
-        Self { batch, now, gone: Vec::new(), untagged: Vec::new(), revised: Vec::new(), events: Vec::new() }
+        Self {
+            batch,
+            now,
+            gone: Vec::new(),
+            untagged: Vec::new(),
+            revised: Vec::new(),
+            events: Vec::new(),
+        }
     }
 
     fn delete(&mut self, deletion: &ImageDeletion) -> Result<ImageDeleted, DeleteImageError> {
         match deletion {
             ImageDeletion::Image(digest) => {
-                let id = self.batch.by_digest.get(digest).copied().ok_or(DeleteImageError::NotFound)?;
+                let id =
+                    self.batch.by_digest.get(digest).copied().ok_or(DeleteImageError::NotFound)?;
                 self.delete_image(id)
             }
             ImageDeletion::Tag { tag, expected } => {
@@ -164,7 +187,8 @@ impl BatchDeletion {
         let image = self.batch.images.get(&id).filter(|_| !self.gone.contains(&id));
         let image = image.ok_or(DeleteImageError::NotFound)?;
         let parents = self.batch.parents.get(&id).into_iter().flatten();
-        let held = parents.filter(|(parent, _)| !self.gone.contains(parent)).take(MAX_NAMED_PARENTS);
+        let held =
+            parents.filter(|(parent, _)| !self.gone.contains(parent)).take(MAX_NAMED_PARENTS);
         let held: Vec<Digest> = held.map(|(_, digest)| digest.clone()).collect();
         if !held.is_empty() {
             return Err(DeleteImageError::ReferencedBy(held));
@@ -175,8 +199,18 @@ impl BatchDeletion {
         Ok(ImageDeleted { digest: image.digest.clone(), tags, image_deleted: true })
     }
 
-    fn delete_tag(&mut self, id: i64, tag: &Tag, expected: Option<&Digest>) -> Result<ImageDeleted, DeleteImageError> {
-        let tags = self.batch.tags.get_mut(&id).filter(|tags| tags.contains(tag)).ok_or(DeleteImageError::NotFound)?;
+    fn delete_tag(
+        &mut self,
+        id: i64,
+        tag: &Tag,
+        expected: Option<&Digest>,
+    ) -> Result<ImageDeleted, DeleteImageError> {
+        let tags = self
+            .batch
+            .tags
+            .get_mut(&id)
+            .filter(|tags| tags.contains(tag))
+            .ok_or(DeleteImageError::NotFound)?;
         let image = self.batch.images.get(&id).ok_or(DeleteImageError::NotFound)?;
         if expected.is_some_and(|expected| *expected != image.digest) {
             return Err(DeleteImageError::TagPointsElsewhere(image.digest.clone()));
@@ -188,7 +222,11 @@ impl BatchDeletion {
         self.events.extend(image.events().deleted([tag], self.now));
         self.untagged.push(tag.clone());
         self.revised.push(id);
-        Ok(ImageDeleted { digest: image.digest.clone(), tags: vec![tag.clone()], image_deleted: false })
+        Ok(ImageDeleted {
+            digest: image.digest.clone(),
+            tags: vec![tag.clone()],
+            image_deleted: false,
+        })
     }
 
     async fn write(self, tx: &mut PgConnection, repository: RepositoryId) -> TxResult<()> {

@@ -9,7 +9,8 @@ use super::rows::signed;
 use super::{events, jobs, storage_class};
 use crate::StoreResult;
 use crate::images::{
-    DeleteImageError, ImageStatus, LastTag, LifecycleDecision, ManifestId, Referrers, Stale, StorageClass, TagDeleted,
+    DeleteImageError, ImageStatus, LastTag, LifecycleDecision, ManifestId, Referrers, Stale,
+    StorageClass, TagDeleted,
 };
 use crate::repositories::RepositoryId;
 use wharfage_domain::names::{Digest, Tag};
@@ -39,12 +40,13 @@ pub(super) async fn delete_tag(
     now: Timestamp,
 ) -> TxResult<TagDeleted, DeleteImageError> {
     let mut tx = pool.begin().await?;
-    let manifest: Option<i64> =
-        sqlx::query_scalar("SELECT manifest_id FROM tag WHERE repository_id = $1 AND name = $2 FOR UPDATE")
-            .bind(repository.0)
-            .bind(tag.as_str())
-            .fetch_optional(&mut *tx)
-            .await?;
+    let manifest: Option<i64> = sqlx::query_scalar(
+        "SELECT manifest_id FROM tag WHERE repository_id = $1 AND name = $2 FOR UPDATE",
+    )
+    .bind(repository.0)
+    .bind(tag.as_str())
+    .fetch_optional(&mut *tx)
+    .await?;
     let manifest = manifest.ok_or(TxError::Refused(DeleteImageError::NotFound))?;
     let row = sqlx::query(concat!(
         "SELECT ",
@@ -60,9 +62,11 @@ pub(super) async fn delete_tag(
     if expected.is_some_and(|expected| *expected != image.digest) {
         return Err(TxError::Refused(DeleteImageError::TagPointsElsewhere(image.digest)));
     }
-    let image_deleted = last == LastTag::DeletesImage && !has_other_tags(&mut tx, image.id, tag).await?;
+    let image_deleted =
+        last == LastTag::DeletesImage && !has_other_tags(&mut tx, image.id, tag).await?;
     if image_deleted {
-        delete_row(&mut tx, repository, &image, std::slice::from_ref(tag), Referrers::Follow, now).await?;
+        delete_row(&mut tx, repository, &image, std::slice::from_ref(tag), Referrers::Follow, now)
+            .await?;
     } else {
         sqlx::query("DELETE FROM tag WHERE repository_id = $1 AND name = $2")
             .bind(repository.0)
@@ -76,8 +80,14 @@ pub(super) async fn delete_tag(
     Ok(TagDeleted { digest: image.digest, image_deleted })
 }
 
-async fn has_other_tags(tx: &mut PgConnection, id: ManifestId, tag: &Tag) -> TxResult<bool, DeleteImageError> {
-    let any = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM tag WHERE manifest_id = $1 AND name <> $2)");
+async fn has_other_tags(
+    tx: &mut PgConnection,
+    id: ManifestId,
+    tag: &Tag,
+) -> TxResult<bool, DeleteImageError> {
+    let any = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM tag WHERE manifest_id = $1 AND name <> $2)",
+    );
     Ok(any.bind(id.0).bind(tag.as_str()).fetch_one(tx).await?)
 }
 
@@ -149,7 +159,8 @@ pub(super) async fn check_policy<E: From<Stale>>(
     repository: RepositoryId,
     decision: &LifecycleDecision,
 ) -> TxResult<(), E> {
-    let held = sqlx::query("SELECT 1 FROM repository WHERE id = $1 AND lifecycle_policy = $2 FOR SHARE");
+    let held =
+        sqlx::query("SELECT 1 FROM repository WHERE id = $1 AND lifecycle_policy = $2 FOR SHARE");
     let held = held.bind(repository.0).bind(decision.policy.as_ref()).fetch_optional(tx).await?;
     held.map(drop).ok_or(TxError::Refused(Stale::Policy.into()))
 }
@@ -178,7 +189,8 @@ pub(super) async fn check_image<E: From<Stale>>(
     if kept.is_empty() {
         return Ok(());
     }
-    let (ids, revisions): (Vec<i64>, Vec<u64>) = kept.iter().map(|(ManifestId(id), revision)| (*id, *revision)).unzip();
+    let (ids, revisions): (Vec<i64>, Vec<u64>) =
+        kept.iter().map(|(ManifestId(id), revision)| (*id, *revision)).unzip();
     let revisions = revisions.into_iter().map(signed).collect::<StoreResult<Vec<i64>>>()?;
     let all: bool = sqlx::query_scalar(
         "SELECT NOT EXISTS (

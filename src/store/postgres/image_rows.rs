@@ -71,7 +71,11 @@ impl ImageRow {
 }
 
 /// Locks an image for deletion or archival.
-async fn lock<E>(tx: &mut PgConnection, repository: RepositoryId, digest: &Digest) -> TxResult<Option<ImageRow>, E> {
+async fn lock<E>(
+    tx: &mut PgConnection,
+    repository: RepositoryId,
+    digest: &Digest,
+) -> TxResult<Option<ImageRow>, E> {
     let row = sqlx::query(concat!(
         "SELECT ",
         image_row_columns!(),
@@ -100,10 +104,11 @@ pub(super) async fn lock_with_tags<E>(
     .fetch_all(&mut *tx)
     .await?;
     let Some(image) = lock(tx, repository, digest).await? else { return Ok(None) };
-    let tags: Vec<String> = sqlx::query_scalar("SELECT name FROM tag WHERE manifest_id = $1 ORDER BY name")
-        .bind(image.id.0)
-        .fetch_all(tx)
-        .await?;
+    let tags: Vec<String> =
+        sqlx::query_scalar("SELECT name FROM tag WHERE manifest_id = $1 ORDER BY name")
+            .bind(image.id.0)
+            .fetch_all(tx)
+            .await?;
     // The image got a tag before it was locked. The next attempt locks that tag too.
     if tags != locked {
         return Err(TxError::Raced);
@@ -118,17 +123,22 @@ pub(super) async fn lock_status<E>(
     repository: RepositoryId,
     subject: &Digest,
 ) -> TxResult<Option<ImageStatus>, E> {
-    let row = sqlx::query("SELECT status FROM manifest WHERE repository_id = $1 AND digest = $2 FOR SHARE")
-        .bind(repository.0)
-        .bind(subject.as_str())
-        .fetch_optional(tx)
-        .await?;
+    let row = sqlx::query(
+        "SELECT status FROM manifest WHERE repository_id = $1 AND digest = $2 FOR SHARE",
+    )
+    .bind(repository.0)
+    .bind(subject.as_str())
+    .fetch_optional(tx)
+    .await?;
     Ok(row.as_ref().map(rows::status).transpose()?)
 }
 
 /// Lists the indexes that hold a manifest, up to [`MAX_NAMED_PARENTS`]: active ones first, then the
 /// oldest.
-pub(super) async fn list_parents<E>(tx: &mut PgConnection, id: ManifestId) -> TxResult<Vec<Digest>, E> {
+pub(super) async fn list_parents<E>(
+    tx: &mut PgConnection,
+    id: ManifestId,
+) -> TxResult<Vec<Digest>, E> {
     let digests: Vec<String> = sqlx::query_scalar(
         "SELECT p.digest FROM manifest_child e JOIN manifest p ON p.id = e.parent_id
          WHERE e.child_id = $1 ORDER BY e.archived_at NULLS FIRST, e.parent_id LIMIT $2",
@@ -141,7 +151,10 @@ pub(super) async fn list_parents<E>(tx: &mut PgConnection, id: ManifestId) -> Tx
 }
 
 /// Lists the active indexes that hold a manifest, up to [`MAX_NAMED_PARENTS`], the oldest first.
-pub(super) async fn list_active_parents<E>(tx: &mut PgConnection, id: ManifestId) -> TxResult<Vec<Digest>, E> {
+pub(super) async fn list_active_parents<E>(
+    tx: &mut PgConnection,
+    id: ManifestId,
+) -> TxResult<Vec<Digest>, E> {
     let digests: Vec<String> = sqlx::query_scalar(
         "SELECT p.digest FROM manifest_child e JOIN manifest p ON p.id = e.parent_id
          WHERE e.child_id = $1 AND e.archived_at IS NULL ORDER BY e.archived_at NULLS FIRST, e.parent_id LIMIT $2",
@@ -182,6 +195,7 @@ pub(super) async fn follow_up_jobs<E>(
     .bind(subjects.iter().map(|digest| digest.as_str()).collect::<Vec<_>>())
     .fetch_all(tx)
     .await?;
-    let job = |subject: &String| Ok(FollowSubject { repository, subject: parse(subject)? }.after(now));
+    let job =
+        |subject: &String| Ok(FollowSubject { repository, subject: parse(subject)? }.after(now));
     Ok(subjects.iter().map(job).collect::<StoreResult<_>>()?)
 }

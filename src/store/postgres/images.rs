@@ -12,9 +12,9 @@ use super::rows::{self, get, ids_by_digest, millis, parse, parsed};
 use super::{PostgresStore, image_batches, image_deletion, storage_class};
 use crate::StoreResult;
 use crate::images::{
-    DeleteImageError, Image, ImageDeleted, ImageDeletion, ImageFilter, ImageIdentifier, ImageRange, ImageStatus,
-    ImageStore, LastTag, LifecycleDecision, ManifestId, ReferrerFilter, Referrers, StorageClass, StorageClassError,
-    TagDeleted, TaggedImage, statuses,
+    DeleteImageError, Image, ImageDeleted, ImageDeletion, ImageFilter, ImageIdentifier, ImageRange,
+    ImageStatus, ImageStore, LastTag, LifecycleDecision, ManifestId, ReferrerFilter, Referrers,
+    StorageClass, StorageClassError, TagDeleted, TaggedImage, statuses,
 };
 use crate::repositories::RepositoryId;
 use wharfage_domain::names::{Digest, Reference, Tag};
@@ -49,7 +49,12 @@ impl ImageStore for PostgresStore {
         self.run(|| list_ids(&self.pool, repository, filter, after, limit)).await
     }
 
-    async fn list_tags(&self, repository: RepositoryId, after: Option<&str>, limit: usize) -> StoreResult<Vec<Tag>> {
+    async fn list_tags(
+        &self,
+        repository: RepositoryId,
+        after: Option<&str>,
+        limit: usize,
+    ) -> StoreResult<Vec<Tag>> {
         self.run(|| list_tags(&self.pool, repository, after, limit)).await
     }
 
@@ -91,7 +96,8 @@ impl ImageStore for PostgresStore {
         last: LastTag,
         now: Timestamp,
     ) -> Result<TagDeleted, DeleteImageError> {
-        self.run(|| image_deletion::delete_tag(&self.pool, repository, tag, expected, last, now)).await
+        self.run(|| image_deletion::delete_tag(&self.pool, repository, tag, expected, last, now))
+            .await
     }
 
     async fn delete_images(
@@ -133,7 +139,12 @@ impl ImageStore for PostgresStore {
         self.run(|| storage_class::archive(&self.pool, repository, digest, &decision, now)).await
     }
 
-    async fn follow_subject(&self, repository: RepositoryId, referrer: &Digest, now: Timestamp) -> StoreResult<bool> {
+    async fn follow_subject(
+        &self,
+        repository: RepositoryId,
+        referrer: &Digest,
+        now: Timestamp,
+    ) -> StoreResult<bool> {
         self.run(|| image_deletion::follow_subject(&self.pool, repository, referrer, now)).await
     }
 
@@ -190,7 +201,10 @@ fn image(row: &PgRow) -> StoreResult<Image> {
 /// Reads an image's row with the array column `tags`.
 fn tagged_image(row: &PgRow) -> StoreResult<TaggedImage> {
     let tags: Vec<String> = get(row, "tags")?;
-    Ok(TaggedImage { image: image(row)?, tags: tags.iter().map(|tag| parse(tag)).collect::<StoreResult<_>>()? })
+    Ok(TaggedImage {
+        image: image(row)?,
+        tags: tags.iter().map(|tag| parse(tag)).collect::<StoreResult<_>>()?,
+    })
 }
 
 pub(super) async fn find(
@@ -340,7 +354,8 @@ pub(super) async fn list_index_edges(
     after: Option<&(Digest, Digest)>,
     limit: usize,
 ) -> TxResult<Vec<(Digest, Digest)>> {
-    let (parent, child) = after.map_or(("", ""), |(parent, child)| (parent.as_str(), child.as_str()));
+    let (parent, child) =
+        after.map_or(("", ""), |(parent, child)| (parent.as_str(), child.as_str()));
     let found: Vec<(String, String)> = sqlx::query_as(
         "SELECT p.digest, c.digest
          FROM manifest p JOIN manifest_child e ON e.parent_id = p.id JOIN manifest c ON c.id = e.child_id
@@ -367,8 +382,12 @@ pub(super) async fn list_referrers(
 ) -> TxResult<Vec<Image>> {
     // PostgreSQL refuses text with a NUL, and no stored artifact type has one. Removes duplicate
     // types.
-    let types: BTreeSet<&str> =
-        filter.artifact_types.iter().map(String::as_str).filter(|kind| !kind.contains('\0')).collect();
+    let types: BTreeSet<&str> = filter
+        .artifact_types
+        .iter()
+        .map(String::as_str)
+        .filter(|kind| !kind.contains('\0'))
+        .collect();
     let of_any_type = filter.artifact_types.is_empty();
     let query = |status: &ImageStatus| {
         let (kinds, of_type) = if of_any_type {

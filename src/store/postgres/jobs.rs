@@ -11,7 +11,9 @@ use super::PostgresStore;
 use super::error::TxResult;
 use super::rows::{self, get, millis};
 use crate::StoreResult;
-use crate::jobs::{Job, JobCount, JobEnd, JobFilter, JobState, JobStore, NewJob, Requeue, StoredJob};
+use crate::jobs::{
+    Job, JobCount, JobEnd, JobFilter, JobState, JobStore, NewJob, Requeue, StoredJob,
+};
 
 #[async_trait::async_trait]
 impl JobStore for PostgresStore {
@@ -19,7 +21,12 @@ impl JobStore for PostgresStore {
         self.run(|| enqueue(&self.pool, &job)).await
     }
 
-    async fn claim_job(&self, kinds: &[&str], now: Timestamp, lease: Duration) -> StoreResult<Option<Job>> {
+    async fn claim_job(
+        &self,
+        kinds: &[&str],
+        now: Timestamp,
+        lease: Duration,
+    ) -> StoreResult<Option<Job>> {
         self.run(|| claim(&self.pool, kinds, now, lease)).await
     }
 
@@ -35,7 +42,12 @@ impl JobStore for PostgresStore {
         self.run(|| count(&self.pool, kinds)).await
     }
 
-    async fn list_jobs(&self, filter: &JobFilter, after: Option<i64>, limit: usize) -> StoreResult<Vec<StoredJob>> {
+    async fn list_jobs(
+        &self,
+        filter: &JobFilter,
+        after: Option<i64>,
+        limit: usize,
+    ) -> StoreResult<Vec<StoredJob>> {
         self.run(|| list(&self.pool, filter, after, limit)).await
     }
 
@@ -58,7 +70,9 @@ pub(super) async fn enqueue_all<E>(tx: &mut PgConnection, jobs: &[NewJob]) -> Tx
     // the keys prevents deadlocks between transactions that enqueue the same ones.
     let mut merged: BTreeMap<(&str, &str), (&str, Timestamp)> = BTreeMap::new();
     for NewJob { kind, key, payload, run_at } in jobs {
-        let due = merged.get(&(kind.as_str(), key.as_str())).map_or(*run_at, |(_, due)| (*due).min(*run_at));
+        let due = merged
+            .get(&(kind.as_str(), key.as_str()))
+            .map_or(*run_at, |(_, due)| (*due).min(*run_at));
         merged.insert((kind, key), (payload, due));
     }
     let kinds: Vec<&str> = merged.keys().map(|(kind, _)| *kind).collect();
@@ -82,15 +96,22 @@ pub(super) async fn enqueue_all<E>(tx: &mut PgConnection, jobs: &[NewJob]) -> Tx
 }
 
 /// Removes the jobs whose kind and key are running.
-pub(super) async fn without_running<E>(tx: &mut PgConnection, jobs: Vec<NewJob>) -> TxResult<Vec<NewJob>, E> {
-    let running: Vec<(String, String)> =
-        sqlx::query_as("SELECT kind, key FROM job WHERE kind = ANY($1) AND key = ANY($2) AND state = 'running'")
-            .bind(jobs.iter().map(|job| job.kind.as_str()).collect::<Vec<_>>())
-            .bind(jobs.iter().map(|job| job.key.as_str()).collect::<Vec<_>>())
-            .fetch_all(tx)
-            .await?;
+pub(super) async fn without_running<E>(
+    tx: &mut PgConnection,
+    jobs: Vec<NewJob>,
+) -> TxResult<Vec<NewJob>, E> {
+    let running: Vec<(String, String)> = sqlx::query_as(
+        "SELECT kind, key FROM job WHERE kind = ANY($1) AND key = ANY($2) AND state = 'running'",
+    )
+    .bind(jobs.iter().map(|job| job.kind.as_str()).collect::<Vec<_>>())
+    .bind(jobs.iter().map(|job| job.key.as_str()).collect::<Vec<_>>())
+    .fetch_all(tx)
+    .await?;
     let running: BTreeSet<(String, String)> = running.into_iter().collect();
-    Ok(jobs.into_iter().filter(|job| !running.contains(&(job.kind.clone(), job.key.clone()))).collect())
+    Ok(jobs
+        .into_iter()
+        .filter(|job| !running.contains(&(job.kind.clone(), job.key.clone())))
+        .collect())
 }
 
 /// The database's clock at the beginning of the transaction, in milliseconds since the epoch.
@@ -100,7 +121,12 @@ macro_rules! clock {
     };
 }
 
-pub(super) async fn claim(pool: &PgPool, kinds: &[&str], now: Timestamp, lease: Duration) -> TxResult<Option<Job>> {
+pub(super) async fn claim(
+    pool: &PgPool,
+    kinds: &[&str],
+    now: Timestamp,
+    lease: Duration,
+) -> TxResult<Option<Job>> {
     // A waiting job stays behind a running one of its key, even if the latter's lease has expired:
     // then that one is claimed again. SKIP LOCKED: does not wait for what another replica is
     // claiming.
@@ -140,7 +166,12 @@ fn attempts(row: &PgRow) -> StoreResult<u32> {
     Ok(u32::try_from(get::<i64>(row, "attempts")?).unwrap_or(u32::MAX))
 }
 
-pub(super) async fn heartbeat(pool: &PgPool, id: i64, attempts: u32, lease: Duration) -> TxResult<bool> {
+pub(super) async fn heartbeat(
+    pool: &PgPool,
+    id: i64,
+    attempts: u32,
+    lease: Duration,
+) -> TxResult<bool> {
     let held = sqlx::query(concat!(
         "UPDATE job SET lease_until = ",
         clock!(),
@@ -200,7 +231,13 @@ async fn end_dead(pool: &PgPool, id: i64, attempts: u32, error: &str) -> TxResul
 
 /// Makes a job wait again. If a newer one of its key already waits, the two coalesce into that one,
 /// which takes over the number of attempts.
-async fn end_retry(pool: &PgPool, id: i64, attempts: u32, at: Timestamp, error: &str) -> TxResult<()> {
+async fn end_retry(
+    pool: &PgPool,
+    id: i64,
+    attempts: u32,
+    at: Timestamp,
+    error: &str,
+) -> TxResult<()> {
     let mut tx = pool.begin().await?;
     let held: Option<(String, String)> =
         sqlx::query_as("SELECT kind, key FROM job WHERE id = $1 AND attempts = $2 AND state = 'running' FOR UPDATE")
@@ -256,8 +293,13 @@ pub(super) async fn count(pool: &PgPool, kinds: &[&str]) -> TxResult<Vec<JobCoun
     .bind(rows::signed(JobCount::LIMIT)?)
     .fetch_all(pool)
     .await?;
-    let count =
-        |row| Ok(JobCount { kind: get(row, "kind")?, state: get(row, "state")?, count: rows::unsigned(row, "jobs")? });
+    let count = |row| {
+        Ok(JobCount {
+            kind: get(row, "kind")?,
+            state: get(row, "state")?,
+            count: rows::unsigned(row, "jobs")?,
+        })
+    };
     let counts = found.iter().map(count).collect::<StoreResult<Vec<_>>>()?;
     Ok(counts.into_iter().filter(|count| count.count > 0).collect())
 }
@@ -326,8 +368,9 @@ pub(super) async fn requeue(pool: &PgPool, jobs: &Requeue, now: Timestamp) -> Tx
     .await?;
     let mut requeued = replaced.rows_affected() + revived.rows_affected();
     if requeued == 0 && id.is_some() {
-        let sooner =
-            sqlx::query("UPDATE job SET run_at = least(run_at, $2), attempts = 0 WHERE id = $1 AND state = 'waiting'");
+        let sooner = sqlx::query(
+            "UPDATE job SET run_at = least(run_at, $2), attempts = 0 WHERE id = $1 AND state = 'waiting'",
+        );
         requeued = sooner.bind(id).bind(millis(now)).execute(&mut *tx).await?.rows_affected();
     }
     tx.commit().await?;

@@ -25,7 +25,11 @@ impl LayerStore for PostgresStore {
         self.run(|| find(&self.pool, account, repository, digest)).await
     }
 
-    async fn find_layers(&self, repository: RepositoryId, digests: &[Digest]) -> StoreResult<Vec<Option<Layer>>> {
+    async fn find_layers(
+        &self,
+        repository: RepositoryId,
+        digests: &[Digest],
+    ) -> StoreResult<Vec<Option<Layer>>> {
         self.run(|| find_layers(&self.pool, repository, digests)).await
     }
 
@@ -50,19 +54,35 @@ impl LayerStore for PostgresStore {
         self.run(|| mount(&self.pool, from, to, digest, referenced_only, now, lease_until)).await
     }
 
-    async fn unlink_blob(&self, repository: RepositoryId, digest: &Digest) -> StoreResult<UnlinkOutcome> {
+    async fn unlink_blob(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+    ) -> StoreResult<UnlinkOutcome> {
         self.run(|| unlink(&self.pool, repository, digest)).await
     }
 
-    async fn extend_leases(&self, repository: RepositoryId, digests: &[Digest], until: Timestamp) -> StoreResult<()> {
+    async fn extend_leases(
+        &self,
+        repository: RepositoryId,
+        digests: &[Digest],
+        until: Timestamp,
+    ) -> StoreResult<()> {
         self.run(|| extend_leases(&self.pool, repository, digests, until)).await
     }
 
-    async fn set_blob_damaged(&self, generation: Generation, at: Option<Timestamp>) -> StoreResult<()> {
+    async fn set_blob_damaged(
+        &self,
+        generation: Generation,
+        at: Option<Timestamp>,
+    ) -> StoreResult<()> {
         self.run(|| set_damaged(&self.pool, generation, at)).await
     }
 
-    async fn find_live_generations(&self, generations: &[Generation]) -> StoreResult<Vec<Generation>> {
+    async fn find_live_generations(
+        &self,
+        generations: &[Generation],
+    ) -> StoreResult<Vec<Generation>> {
         self.run(|| find_live_generations(&self.pool, generations)).await
     }
 }
@@ -120,7 +140,9 @@ pub(super) async fn find(
     .await?;
     Ok(match row {
         None => Lookup::NoRepository,
-        Some(row) if get::<Option<&str>>(&row, "digest")?.is_none() || get(&row, "archived")? => Lookup::Missing,
+        Some(row) if get::<Option<&str>>(&row, "digest")?.is_none() || get(&row, "archived")? => {
+            Lookup::Missing
+        }
         Some(row) => Lookup::Found(blob(&row)?),
     })
 }
@@ -154,7 +176,10 @@ pub(super) async fn find_layers(
         let media_type: Option<String> = get(row, "media_type")?;
         // Every edge has a media type, so a missing one means that there is no edge.
         let referenced = media_type.is_some();
-        Ok((blob.digest.clone(), Layer { blob, media_type, referenced, archived: get(row, "archived")? }))
+        Ok((
+            blob.digest.clone(),
+            Layer { blob, media_type, referenced, archived: get(row, "archived")? },
+        ))
     };
     let layers = found.iter().map(layer).collect::<StoreResult<HashMap<Digest, Layer>>>()?;
     Ok(digests.iter().map(|digest| layers.get(digest).cloned()).collect())
@@ -185,7 +210,10 @@ pub(super) async fn list_sources(
     .fetch_all(pool)
     .await?;
     let source = |row| Ok((get(row, "link")?, RepositoryId(get(row, "id")?), parsed(row, "name")?));
-    let mut sources = found.iter().map(source).collect::<StoreResult<Vec<(i64, RepositoryId, RepositoryName)>>>()?;
+    let mut sources = found
+        .iter()
+        .map(source)
+        .collect::<StoreResult<Vec<(i64, RepositoryId, RepositoryName)>>>()?;
     sources.sort_unstable_by_key(|(link, ..)| *link);
     Ok(sources.into_iter().map(|(_, id, name)| (id, name)).collect())
 }
@@ -201,7 +229,9 @@ pub(super) async fn mount(
 ) -> TxResult<MountOutcome> {
     let mut tx = pool.begin().await?;
     // Prevents the deletion of the destination until the transaction ends.
-    let target = sqlx::query("SELECT 1 FROM repository WHERE id = $1 AND deleted_at IS NULL FOR KEY SHARE").bind(to.0);
+    let target =
+        sqlx::query("SELECT 1 FROM repository WHERE id = $1 AND deleted_at IS NULL FOR KEY SHARE")
+            .bind(to.0);
     if target.fetch_optional(&mut *tx).await?.is_none() {
         return Ok(MountOutcome::NotMountable);
     }
@@ -235,7 +265,11 @@ pub(super) async fn mount(
     Ok(MountOutcome::Mounted)
 }
 
-pub(super) async fn unlink(pool: &PgPool, repository: RepositoryId, digest: &Digest) -> TxResult<UnlinkOutcome> {
+pub(super) async fn unlink(
+    pool: &PgPool,
+    repository: RepositoryId,
+    digest: &Digest,
+) -> TxResult<UnlinkOutcome> {
     // The check keeps ordinary refusals out of the server's error log; in a race the foreign key
     // decides.
     let row = sqlx::query(
@@ -254,7 +288,11 @@ pub(super) async fn unlink(pool: &PgPool, repository: RepositoryId, digest: &Dig
         Ok(row) if row.try_get("unlinked")? => Ok(UnlinkOutcome::Unlinked),
         Ok(row) if row.try_get("found")? => Ok(UnlinkOutcome::InUse),
         Ok(_) => Ok(UnlinkOutcome::NotFound),
-        Err(error) if error.as_database_error().is_some_and(|report| report.is_foreign_key_violation()) => {
+        Err(error)
+            if error
+                .as_database_error()
+                .is_some_and(|report| report.is_foreign_key_violation()) =>
+        {
             Ok(UnlinkOutcome::InUse)
         }
         Err(error) => Err(error.into()),
@@ -303,11 +341,15 @@ pub(super) async fn set_damaged<E>(
     Ok(())
 }
 
-pub(super) async fn find_live_generations(pool: &PgPool, generations: &[Generation]) -> TxResult<Vec<Generation>> {
-    let rows = sqlx::query("SELECT generation FROM blob WHERE generation = ANY($1) AND state = 'live'")
-        .bind(generations.iter().map(Generation::to_string).collect::<Vec<_>>())
-        .fetch_all(pool)
-        .await?;
+pub(super) async fn find_live_generations(
+    pool: &PgPool,
+    generations: &[Generation],
+) -> TxResult<Vec<Generation>> {
+    let rows =
+        sqlx::query("SELECT generation FROM blob WHERE generation = ANY($1) AND state = 'live'")
+            .bind(generations.iter().map(Generation::to_string).collect::<Vec<_>>())
+            .fetch_all(pool)
+            .await?;
     Ok(rows.iter().map(|row| parsed(row, "generation")).collect::<StoreResult<_>>()?)
 }
 
@@ -326,7 +368,10 @@ pub(super) struct NewBlob<'a> {
 
 /// Inserts a blob. Of concurrent commits of the same bytes one inserts. The others wait for it and
 /// get its row, locked and live, as do later commits.
-pub(super) async fn insert<E>(tx: &mut PgConnection, new: &NewBlob<'_>) -> TxResult<(i64, BlobKey), E> {
+pub(super) async fn insert<E>(
+    tx: &mut PgConnection,
+    new: &NewBlob<'_>,
+) -> TxResult<(i64, BlobKey), E> {
     let NewBlob { account, encryption, digest, size, sealed, key, now, lease_until } = *new;
     let (key_id, wrapped_key) = rows::key_columns(key);
     let row = sqlx::query(concat!(
@@ -354,7 +399,11 @@ pub(super) async fn insert<E>(tx: &mut PgConnection, new: &NewBlob<'_>) -> TxRes
 }
 
 /// Replaces the bytes of a damaged blob, whose row the caller has locked, with those just written.
-pub(super) async fn replace_bytes<E>(tx: &mut PgConnection, blob: i64, new: &NewBlob<'_>) -> TxResult<(), E> {
+pub(super) async fn replace_bytes<E>(
+    tx: &mut PgConnection,
+    blob: i64,
+    new: &NewBlob<'_>,
+) -> TxResult<(), E> {
     let NewBlob { size, sealed, key, .. } = *new;
     let (key_id, wrapped_key) = rows::key_columns(key);
     sqlx::query(
@@ -425,7 +474,11 @@ pub(super) async fn extend_live_lease<E>(
 }
 
 /// Extends a blob's lease like [`extend_live_lease`]; `None` also if it is damaged.
-async fn extend_intact_lease(tx: &mut PgConnection, blob: i64, until: Timestamp) -> TxResult<Option<i64>> {
+async fn extend_intact_lease(
+    tx: &mut PgConnection,
+    blob: i64,
+    until: Timestamp,
+) -> TxResult<Option<i64>> {
     let leased = sqlx::query_scalar(
         "UPDATE blob SET lease_until = greatest(lease_until, $2)
          WHERE id = $1 AND state = 'live' AND damaged_at IS NULL RETURNING id",

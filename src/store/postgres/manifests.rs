@@ -10,8 +10,8 @@ use super::rows::{self, get, ids_by_digest, millis, parsed, signed};
 use super::{PostgresStore, events, image_rows, jobs, storage_class, usage};
 use crate::events::ImageEvents;
 use crate::manifests::{
-    ImageStatus, Manifest, ManifestId, ManifestStore, NewManifest, PutManifest, PutManifestError, PutOutcome,
-    SizeMismatch, TagEffect, tag_effect,
+    ImageStatus, Manifest, ManifestId, ManifestStore, NewManifest, PutManifest, PutManifestError,
+    PutOutcome, SizeMismatch, TagEffect, tag_effect,
 };
 use crate::repositories::{RepositoryId, TagMutability};
 use crate::usage::{EXACT_COUNT_MARGIN, repository_scope};
@@ -58,7 +58,12 @@ pub(super) async fn find(
             tag.as_str(),
         ),
     };
-    let row = sqlx::query(sql).bind(account.as_str()).bind(repository.as_str()).bind(name).fetch_optional(pool).await?;
+    let row = sqlx::query(sql)
+        .bind(account.as_str())
+        .bind(repository.as_str())
+        .bind(name)
+        .fetch_optional(pool)
+        .await?;
     let Some(row) = row else { return Ok(Lookup::NoRepository) };
     let Some(id) = get(&row, "id")? else { return Ok(Lookup::Missing) };
     Ok(Lookup::Found(Manifest {
@@ -71,7 +76,10 @@ pub(super) async fn find(
     }))
 }
 
-pub(super) async fn put(pool: &PgPool, put: &PutManifest) -> TxResult<PutOutcome, PutManifestError> {
+pub(super) async fn put(
+    pool: &PgPool,
+    put: &PutManifest,
+) -> TxResult<PutOutcome, PutManifestError> {
     let mut tx = pool.begin().await?;
     let repository = lock_repository(&mut tx, put.repository).await?;
     let links = lock_blobs(&mut tx, put).await?;
@@ -94,16 +102,26 @@ pub(super) async fn put(pool: &PgPool, put: &PutManifest) -> TxResult<PutOutcome
     let manifest = &put.manifest;
     let mut jobs = put.jobs.clone();
     if restored {
-        jobs.extend(image_rows::follow_up_jobs(&mut tx, put.repository, &[&manifest.digest], put.now).await?);
+        jobs.extend(
+            image_rows::follow_up_jobs(&mut tx, put.repository, &[&manifest.digest], put.now)
+                .await?,
+        );
     }
-    let archived = children.iter().filter(|child| child.status != ImageStatus::Active).map(|child| child.id).collect();
+    let archived = children
+        .iter()
+        .filter(|child| child.status != ImageStatus::Active)
+        .map(|child| child.id)
+        .collect();
     jobs.extend(storage_class::restore_children(&mut tx, put.repository, archived, put.now).await?);
     let image_events = ImageEvents {
         account: &repository.account,
         repository: &repository.name,
         digest: &manifest.digest,
         media_type: &manifest.media_type,
-        artifact_media_type: manifest.artifact_type.as_deref().or(manifest.config_media_type.as_deref()),
+        artifact_media_type: manifest
+            .artifact_type
+            .as_deref()
+            .or(manifest.config_media_type.as_deref()),
         is_referrer: manifest.subject.is_some(),
     };
     events::record_all(&mut *tx, &image_events.pushed(&outcome, put.now)).await?;
@@ -120,7 +138,10 @@ struct ImageRepository {
 }
 
 /// Prevents the deletion of the repository until the transaction ends; its settings may change.
-async fn lock_repository(tx: &mut PgConnection, id: RepositoryId) -> TxResult<ImageRepository, PutManifestError> {
+async fn lock_repository(
+    tx: &mut PgConnection,
+    id: RepositoryId,
+) -> TxResult<ImageRepository, PutManifestError> {
     let row = sqlx::query(
         "SELECT account_id, name, tag_mutability, exclusions FROM repository
              WHERE id = $1 AND deleted_at IS NULL FOR KEY SHARE",
@@ -164,11 +185,19 @@ async fn lock_blobs(
     .bind(blobs.iter().map(|blob| blob.digest.as_str()).collect::<Vec<_>>())
     .fetch_all(tx)
     .await?;
-    let link =
-        |row| Ok((parsed(row, "digest")?, LockedLink { id: get(row, "id")?, size: rows::unsigned(row, "size")? }));
+    let link = |row| {
+        Ok((
+            parsed(row, "digest")?,
+            LockedLink { id: get(row, "id")?, size: rows::unsigned(row, "size")? },
+        ))
+    };
     let links = found.iter().map(link).collect::<StoreResult<HashMap<Digest, LockedLink>>>()?;
-    let missing: Vec<Digest> =
-        blobs.iter().map(|blob| &blob.digest).filter(|digest| !links.contains_key(digest)).cloned().collect();
+    let missing: Vec<Digest> = blobs
+        .iter()
+        .map(|blob| &blob.digest)
+        .filter(|digest| !links.contains_key(digest))
+        .cloned()
+        .collect();
     if !missing.is_empty() {
         return Err(TxError::Refused(PutManifestError::BlobsNotFound(missing)));
     }
@@ -190,7 +219,10 @@ fn check_size(digest: &Digest, stated: u64, actual: u64) -> TxResult<(), PutMani
 
 /// Locks those of the tags that exist, in the order of their names, and returns the manifests that
 /// they point at.
-async fn lock_tags(tx: &mut PgConnection, put: &PutManifest) -> TxResult<BTreeMap<String, i64>, PutManifestError> {
+async fn lock_tags(
+    tx: &mut PgConnection,
+    put: &PutManifest,
+) -> TxResult<BTreeMap<String, i64>, PutManifestError> {
     if put.tags.is_empty() {
         return Ok(BTreeMap::new());
     }
@@ -212,7 +244,10 @@ struct LockedChild {
 }
 
 /// Prevents the deletion of the index's children, and their archival, which takes the same lock.
-async fn lock_children(tx: &mut PgConnection, put: &PutManifest) -> TxResult<Vec<LockedChild>, PutManifestError> {
+async fn lock_children(
+    tx: &mut PgConnection,
+    put: &PutManifest,
+) -> TxResult<Vec<LockedChild>, PutManifestError> {
     let wanted = &put.manifest.children;
     if wanted.is_empty() {
         return Ok(Vec::new());
@@ -236,8 +271,10 @@ async fn lock_children(tx: &mut PgConnection, put: &PutManifest) -> TxResult<Vec
         };
         Ok((parsed(row, "digest")?, (rows::unsigned(row, "payload_size")?, child)))
     };
-    let found = found.iter().map(read).collect::<StoreResult<BTreeMap<Digest, (u64, LockedChild)>>>()?;
-    let missing = wanted.iter().map(|child| &child.digest).filter(|digest| !found.contains_key(digest));
+    let found =
+        found.iter().map(read).collect::<StoreResult<BTreeMap<Digest, (u64, LockedChild)>>>()?;
+    let missing =
+        wanted.iter().map(|child| &child.digest).filter(|digest| !found.contains_key(digest));
     let missing: Vec<Digest> = missing.cloned().collect();
     if !missing.is_empty() {
         return Err(TxError::Refused(PutManifestError::ChildrenNotFound(missing)));
@@ -271,7 +308,13 @@ async fn store(
     if let Some(id) = inserted {
         insert_edges(tx, &put.manifest, id, links, children).await?;
         if known_tags.is_empty() {
-            return Ok(StoredManifest { id, created: true, restored: false, retyped: false, tagged: HashMap::new() });
+            return Ok(StoredManifest {
+                id,
+                created: true,
+                restored: false,
+                retyped: false,
+                tagged: HashMap::new(),
+            });
         }
     }
     let rows = sqlx::query(
@@ -318,8 +361,16 @@ async fn insert(
     links: &HashMap<Digest, LockedLink>,
     children: &[LockedChild],
 ) -> TxResult<Option<ManifestId>, PutManifestError> {
-    let NewManifest { digest, media_type, payload, artifact_type, config_media_type, subject, annotations, .. } =
-        &put.manifest;
+    let NewManifest {
+        digest,
+        media_type,
+        payload,
+        artifact_type,
+        config_media_type,
+        subject,
+        annotations,
+        ..
+    } = &put.manifest;
     let image_size = if children.is_empty() {
         links.values().map(|link| link.size).sum()
     } else {
@@ -358,7 +409,10 @@ async fn insert_edges(
     children: &[LockedChild],
 ) -> TxResult<(), PutManifestError> {
     if !manifest.blobs.is_empty() {
-        let edges = manifest.blobs.iter().filter_map(|blob| Some((links.get(&blob.digest)?.id, &*blob.media_type)));
+        let edges = manifest
+            .blobs
+            .iter()
+            .filter_map(|blob| Some((links.get(&blob.digest)?.id, &*blob.media_type)));
         let (link_ids, media_types): (Vec<i64>, Vec<&str>) = edges.unzip();
         sqlx::query(
             "INSERT INTO manifest_blob (manifest_id, link_id, media_type)
@@ -371,18 +425,23 @@ async fn insert_edges(
         .await?;
     }
     if !children.is_empty() {
-        sqlx::query("INSERT INTO manifest_child (parent_id, child_id) SELECT $1, UNNEST($2::bigint[])")
-            .bind(id.0)
-            .bind(children.iter().map(|child| child.id).collect::<Vec<_>>())
-            .execute(tx)
-            .await?;
+        sqlx::query(
+            "INSERT INTO manifest_child (parent_id, child_id) SELECT $1, UNNEST($2::bigint[])",
+        )
+        .bind(id.0)
+        .bind(children.iter().map(|child| child.id).collect::<Vec<_>>())
+        .execute(tx)
+        .await?;
     }
     Ok(())
 }
 
 /// Checks the number of images, the new one included. Near the limit it takes a lock, so that of
 /// two concurrent pushes one sees the other's image.
-async fn check_image_quota(tx: &mut PgConnection, put: &PutManifest) -> TxResult<(), PutManifestError> {
+async fn check_image_quota(
+    tx: &mut PgConnection,
+    put: &PutManifest,
+) -> TxResult<(), PutManifestError> {
     let scope = repository_scope(put.repository);
     if usage::find(&mut *tx, &scope).await?.0.saturating_add(EXACT_COUNT_MARGIN) <= put.max_images {
         return Ok(());
@@ -399,8 +458,15 @@ async fn check_image_quota(tx: &mut PgConnection, put: &PutManifest) -> TxResult
 
 /// Checks the number of the image's tags, the new ones included. Every push that tags an image
 /// locks its row.
-async fn check_tag_quota(tx: &mut PgConnection, put: &PutManifest, id: ManifestId) -> TxResult<(), PutManifestError> {
-    let count = sqlx::query_scalar("SELECT count(*) FROM tag WHERE manifest_id = $1").bind(id.0).fetch_one(tx).await?;
+async fn check_tag_quota(
+    tx: &mut PgConnection,
+    put: &PutManifest,
+    id: ManifestId,
+) -> TxResult<(), PutManifestError> {
+    let count = sqlx::query_scalar("SELECT count(*) FROM tag WHERE manifest_id = $1")
+        .bind(id.0)
+        .fetch_one(tx)
+        .await?;
     if rows::count(count) <= put.max_tags {
         return Ok(());
     }
@@ -415,16 +481,22 @@ async fn set_tags(
     stored: &StoredManifest,
     known: &BTreeMap<String, i64>,
 ) -> TxResult<Vec<(Tag, TagEffect)>, PutManifestError> {
-    let (mut effects, mut moved, mut displaced) = (Vec::with_capacity(put.tags.len()), Vec::new(), Vec::new());
+    let (mut effects, mut moved, mut displaced) =
+        (Vec::with_capacity(put.tags.len()), Vec::new(), Vec::new());
     for tag in &put.tags {
         let current = match known.get(tag.as_str()) {
             None => None,
             Some(id) => {
                 let digest = stored.tagged.get(id);
-                Some((*id, digest.ok_or_else(|| StoreError::Inconsistent(format!("{tag} points nowhere")))?))
+                Some((
+                    *id,
+                    digest
+                        .ok_or_else(|| StoreError::Inconsistent(format!("{tag} points nowhere")))?,
+                ))
             }
         };
-        let effect = tag_effect(mutability, tag, current.map(|(_, digest)| digest), &put.manifest.digest);
+        let effect =
+            tag_effect(mutability, tag, current.map(|(_, digest)| digest), &put.manifest.digest);
         match (effect, current) {
             (TagEffect::Refused, Some((_, current))) => {
                 let (tag, current) = (tag.clone(), current.clone());
@@ -438,7 +510,8 @@ async fn set_tags(
         }
         effects.push((tag.clone(), effect));
     }
-    let new: BTreeSet<&str> = put.tags.iter().map(Tag::as_str).filter(|name| !known.contains_key(*name)).collect();
+    let new: BTreeSet<&str> =
+        put.tags.iter().map(Tag::as_str).filter(|name| !known.contains_key(*name)).collect();
     if !new.is_empty() {
         let created = sqlx::query(
             "INSERT INTO tag (repository_id, name, manifest_id, created_at, updated_at)

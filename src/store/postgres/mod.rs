@@ -131,7 +131,13 @@ impl PostgresStore {
             let liveness = Arc::new(Liveness::default());
             let probe = Probe::new(connect_options.clone(), Arc::clone(&liveness));
             let pool = pool::open(connect_options, &options, &liveness);
-            let store = Self { pool, deadline: options.deadline, address: address.clone(), probe, liveness };
+            let store = Self {
+                pool,
+                deadline: options.deadline,
+                address: address.clone(),
+                probe,
+                liveness,
+            };
             store
                 .run(|| async { Ok(sqlx::query("SELECT 1").execute(&store.pool).await.map(drop)?) })
                 .await
@@ -171,8 +177,11 @@ impl PostgresStore {
                 // Before the attempt is dropped, which releases its connection.
                 self.liveness.operation_abandoned();
                 let after = self.deadline.as_secs();
-                Err(StoreError::Unavailable(format!("PostgreSQL at {} did not answer within {after} s", self.address))
-                    .into())
+                Err(StoreError::Unavailable(format!(
+                    "PostgreSQL at {} did not answer within {after} s",
+                    self.address
+                ))
+                .into())
             }
         }
     }
@@ -180,7 +189,9 @@ impl PostgresStore {
 
 fn with_address(address: &str, error: StoreError) -> StoreError {
     match error {
-        StoreError::Unavailable(reason) => StoreError::Unavailable(format!("PostgreSQL at {address}: {reason}")),
+        StoreError::Unavailable(reason) => {
+            StoreError::Unavailable(format!("PostgreSQL at {address}: {reason}"))
+        }
         other => other,
     }
 }

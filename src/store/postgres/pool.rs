@@ -19,7 +19,11 @@ const TRUSTED_IDLE: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Opens a pool, without connecting.
-pub(super) fn open(connect_options: PgConnectOptions, options: &PostgresOptions, liveness: &Arc<Liveness>) -> PgPool {
+pub(super) fn open(
+    connect_options: PgConnectOptions,
+    options: &PostgresOptions,
+    liveness: &Arc<Liveness>,
+) -> PgPool {
     let settings = session_settings(options.statement_timeout);
     let acquired = Arc::clone(liveness);
     PgPoolOptions::new()
@@ -91,8 +95,10 @@ async fn ping(connection: &mut PgConnection) -> sqlx::Result<()> {
 /// only after an operation was abandoned: otherwise the pool's own check suffices.
 fn after_release(
     liveness: Arc<Liveness>,
-) -> impl for<'c> Fn(&'c mut PgConnection, PoolConnectionMetadata) -> BoxFuture<'c, sqlx::Result<bool>> + Send + Sync + 'static
-{
+) -> impl for<'c> Fn(&'c mut PgConnection, PoolConnectionMetadata) -> BoxFuture<'c, sqlx::Result<bool>>
++ Send
++ Sync
++ 'static {
     move |connection, _| {
         let liveness = Arc::clone(&liveness);
         Box::pin(async move {

@@ -114,7 +114,11 @@ pub(super) async fn find(pool: &PgPool, repository: RepositoryId) -> TxResult<Op
     Ok(Some(Preview {
         policy: get(&row, "policy")?,
         started_at: rows::time(&row, "started_at")?,
-        state: rows::preview_state(get(&row, "state")?, get(&row, "completed_at")?, get(&row, "summary")?)?,
+        state: rows::preview_state(
+            get(&row, "state")?,
+            get(&row, "completed_at")?,
+            get(&row, "summary")?,
+        )?,
     }))
 }
 
@@ -240,12 +244,16 @@ pub(super) async fn list_results(
     limit: usize,
 ) -> TxResult<Vec<(u64, PreviewResult)>> {
     let query = match tagged {
-        None => sqlx::query(concat!(results_of_run!(), " AND position > $2 ORDER BY position LIMIT $3")),
-        Some(_) => {
-            sqlx::query(concat!(results_of_run!(), " AND tagged = $4 AND position > $2 ORDER BY position LIMIT $3"))
+        None => {
+            sqlx::query(concat!(results_of_run!(), " AND position > $2 ORDER BY position LIMIT $3"))
         }
+        Some(_) => sqlx::query(concat!(
+            results_of_run!(),
+            " AND tagged = $4 AND position > $2 ORDER BY position LIMIT $3"
+        )),
     };
-    let query = query.bind(repository.0).bind(after.map_or(Ok(-1), signed)?).bind(rows::limit(limit));
+    let query =
+        query.bind(repository.0).bind(after.map_or(Ok(-1), signed)?).bind(rows::limit(limit));
     let query = if let Some(tagged) = tagged { query.bind(i64::from(tagged)) } else { query };
     Ok(query.fetch_all(pool).await?.iter().map(result).collect::<StoreResult<_>>()?)
 }
@@ -269,7 +277,8 @@ pub(super) async fn find_results(
     .bind(digests.iter().map(Digest::as_str).collect::<Vec<_>>())
     .fetch_all(pool)
     .await?;
-    let mut results = found.iter().map(result).collect::<StoreResult<Vec<(u64, PreviewResult)>>>()?;
+    let mut results =
+        found.iter().map(result).collect::<StoreResult<Vec<(u64, PreviewResult)>>>()?;
     results.sort_unstable_by_key(|(position, _)| *position);
     results.dedup_by_key(|(position, _)| *position);
     Ok(results)
@@ -279,7 +288,9 @@ pub(super) async fn prune_results(pool: &PgPool, run: PreviewRun, limit: usize) 
     let PreviewRun { repository, started_at: _, number } = run;
     let mut tx = pool.begin().await?;
     // Prevents the start of another preview until the transaction ends.
-    let latest = sqlx::query("SELECT 1 FROM lifecycle_preview WHERE repository_id = $1 AND run = $2 FOR SHARE");
+    let latest = sqlx::query(
+        "SELECT 1 FROM lifecycle_preview WHERE repository_id = $1 AND run = $2 FOR SHARE",
+    );
     if latest.bind(repository.0).bind(number).fetch_optional(&mut *tx).await?.is_none() {
         return Ok(true);
     }

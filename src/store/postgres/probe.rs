@@ -32,7 +32,8 @@ impl Probe {
     /// # Errors
     /// `Unavailable` when it does not.
     pub(super) async fn check(&self) -> StoreResult<()> {
-        let timed_out = |_| StoreError::Unavailable(format!("no answer within {} s", TIMEOUT.as_secs()));
+        let timed_out =
+            |_| StoreError::Unavailable(format!("no answer within {} s", TIMEOUT.as_secs()));
         tokio::time::timeout(TIMEOUT, self.query()).await.map_err(timed_out)?
     }
 
@@ -55,12 +56,17 @@ impl Probe {
 }
 
 async fn is_read_only(mut connection: PgConnection) -> sqlx::Result<(PgConnection, bool)> {
-    let query = sqlx::query("SELECT current_setting('transaction_read_only') = 'on'").fetch_one(&mut connection);
+    let query = sqlx::query("SELECT current_setting('transaction_read_only') = 'on'")
+        .fetch_one(&mut connection);
     let read_only = query.await?.try_get(0)?;
     Ok((connection, read_only))
 }
 
 /// Refuses a standby, and a database that its administrator made read-only.
 fn writable(read_only: bool) -> StoreResult<()> {
-    if read_only { Err(StoreError::Unavailable("the database is read-only".into())) } else { Ok(()) }
+    if read_only {
+        Err(StoreError::Unavailable("the database is read-only".into()))
+    } else {
+        Ok(())
+    }
 }

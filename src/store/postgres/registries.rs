@@ -18,27 +18,41 @@ impl RegistryStore for PostgresStore {
         self.run(|| settings(&self.pool, account)).await
     }
 
-    async fn change_registry(&self, account: &AccountId, change: RegistryChange) -> StoreResult<RegistrySettings> {
+    async fn change_registry(
+        &self,
+        account: &AccountId,
+        change: RegistryChange,
+    ) -> StoreResult<RegistrySettings> {
         self.run(|| self::change(&self.pool, account, &change)).await
     }
 
-    async fn list_account_settings(&self, account: &AccountId) -> StoreResult<BTreeMap<String, String>> {
+    async fn list_account_settings(
+        &self,
+        account: &AccountId,
+    ) -> StoreResult<BTreeMap<String, String>> {
         self.run(|| list_account_settings(&self.pool, account)).await
     }
 
-    async fn put_account_setting(&self, account: &AccountId, name: &str, value: &str) -> StoreResult<()> {
+    async fn put_account_setting(
+        &self,
+        account: &AccountId,
+        name: &str,
+        value: &str,
+    ) -> StoreResult<()> {
         self.run(|| put_account_setting(&self.pool, account, name, value)).await
     }
 }
 
 pub(super) async fn settings(pool: &PgPool, account: &AccountId) -> TxResult<RegistrySettings> {
-    let sql = "SELECT policy, scanning, version, policy_version FROM registry WHERE account_id = $1";
+    let sql =
+        "SELECT policy, scanning, version, policy_version FROM registry WHERE account_id = $1";
     let found = sqlx::query(sql).bind(account.as_str()).fetch_optional(pool).await?;
     Ok(found.as_ref().map(registry_settings).transpose()?.unwrap_or_default())
 }
 
 fn registry_settings(row: &PgRow) -> StoreResult<RegistrySettings> {
-    let scanning = get::<Option<String>>(row, "scanning")?.map(|text| rows::from_json(&text)).transpose()?;
+    let scanning =
+        get::<Option<String>>(row, "scanning")?.map(|text| rows::from_json(&text)).transpose()?;
     Ok(RegistrySettings {
         policy: get(row, "policy")?,
         scanning: scanning.unwrap_or_default(),
@@ -47,7 +61,11 @@ fn registry_settings(row: &PgRow) -> StoreResult<RegistrySettings> {
     })
 }
 
-pub(super) async fn change(pool: &PgPool, account: &AccountId, change: &RegistryChange) -> TxResult<RegistrySettings> {
+pub(super) async fn change(
+    pool: &PgPool,
+    account: &AccountId,
+    change: &RegistryChange,
+) -> TxResult<RegistrySettings> {
     let mut tx = pool.begin().await?;
     sqlx::query("INSERT INTO registry (account_id, version, policy_version) VALUES ($1, 0, 0) ON CONFLICT DO NOTHING")
         .bind(account.as_str())
@@ -71,15 +89,24 @@ pub(super) async fn change(pool: &PgPool, account: &AccountId, change: &Registry
     Ok(registry_settings(&before)?)
 }
 
-pub(super) async fn list_account_settings(pool: &PgPool, account: &AccountId) -> TxResult<BTreeMap<String, String>> {
-    let rows: Vec<(String, String)> = sqlx::query_as("SELECT name, value FROM account_setting WHERE account_id = $1")
-        .bind(account.as_str())
-        .fetch_all(pool)
-        .await?;
+pub(super) async fn list_account_settings(
+    pool: &PgPool,
+    account: &AccountId,
+) -> TxResult<BTreeMap<String, String>> {
+    let rows: Vec<(String, String)> =
+        sqlx::query_as("SELECT name, value FROM account_setting WHERE account_id = $1")
+            .bind(account.as_str())
+            .fetch_all(pool)
+            .await?;
     Ok(rows.into_iter().collect())
 }
 
-pub(super) async fn put_account_setting(pool: &PgPool, account: &AccountId, name: &str, value: &str) -> TxResult<()> {
+pub(super) async fn put_account_setting(
+    pool: &PgPool,
+    account: &AccountId,
+    name: &str,
+    value: &str,
+) -> TxResult<()> {
     sqlx::query(
         "WITH registry AS (
              INSERT INTO registry AS r (account_id, policy_version) VALUES ($1, 0)

@@ -12,19 +12,27 @@ use super::{PostgresStore, jobs, repository_deletion, usage};
 use crate::StoreResult;
 use crate::jobs::{EvaluateLifecycle, JobPayload as _, NewJob};
 use crate::repositories::{
-    CreateRepositoryError, DeleteRepositoryError, Encryption, LifecycleSchedule, NewRepository, Repository,
-    RepositoryChange, RepositoryId, RepositoryStore, ResourceTag, TagResourceError,
+    CreateRepositoryError, DeleteRepositoryError, Encryption, LifecycleSchedule, NewRepository,
+    Repository, RepositoryChange, RepositoryId, RepositoryStore, ResourceTag, TagResourceError,
 };
 use crate::usage::{EXACT_COUNT_MARGIN, registry_scope};
 use wharfage_domain::names::{AccountId, RepositoryName};
 
 #[async_trait::async_trait]
 impl RepositoryStore for PostgresStore {
-    async fn create_repository(&self, new: NewRepository, max: u64) -> Result<Repository, CreateRepositoryError> {
+    async fn create_repository(
+        &self,
+        new: NewRepository,
+        max: u64,
+    ) -> Result<Repository, CreateRepositoryError> {
         self.run(|| create(&self.pool, &new, max)).await
     }
 
-    async fn find_repository(&self, account: &AccountId, name: &RepositoryName) -> StoreResult<Option<Repository>> {
+    async fn find_repository(
+        &self,
+        account: &AccountId,
+        name: &RepositoryName,
+    ) -> StoreResult<Option<Repository>> {
         self.run(|| find(&self.pool, account, name)).await
     }
 
@@ -59,7 +67,12 @@ impl RepositoryStore for PostgresStore {
         self.run(|| repository_deletion::delete(&self.pool, id, force, now)).await
     }
 
-    async fn empty_repository(&self, id: RepositoryId, limit: usize, now: Timestamp) -> StoreResult<bool> {
+    async fn empty_repository(
+        &self,
+        id: RepositoryId,
+        limit: usize,
+        now: Timestamp,
+    ) -> StoreResult<bool> {
         self.run(|| repository_deletion::empty(&self.pool, id, limit, now)).await
     }
 
@@ -71,7 +84,12 @@ impl RepositoryStore for PostgresStore {
         self.run(|| list_resource_tags(&self.pool, id)).await
     }
 
-    async fn tag_resource(&self, id: RepositoryId, tags: Vec<ResourceTag>, max: usize) -> Result<(), TagResourceError> {
+    async fn tag_resource(
+        &self,
+        id: RepositoryId,
+        tags: Vec<ResourceTag>,
+        max: usize,
+    ) -> Result<(), TagResourceError> {
         self.run(|| tag_resource(&self.pool, id, &tags, max)).await
     }
 
@@ -97,7 +115,10 @@ fn repository(row: &PgRow) -> StoreResult<Repository> {
         created_at: rows::time(row, "created_at")?,
         tag_mutability: rows::tag_mutability(row)?,
         scan_on_push: get(row, "scan_on_push")?,
-        encryption: Encryption { kind: get(row, "encryption_type")?, kms_key: get(row, "kms_key")? },
+        encryption: Encryption {
+            kind: get(row, "encryption_type")?,
+            kms_key: get(row, "kms_key")?,
+        },
         policy: get(row, "policy")?,
         lifecycle_policy: get(row, "lifecycle_policy")?,
         lifecycle_evaluated_at: rows::optional_time(row, "lifecycle_evaluated_at")?,
@@ -111,7 +132,8 @@ pub(super) async fn create(
     new: &NewRepository,
     max: u64,
 ) -> TxResult<Repository, CreateRepositoryError> {
-    let NewRepository { account, name, created_at, tag_mutability, scan_on_push, encryption, tags } = new;
+    let NewRepository { account, name, created_at, tag_mutability, scan_on_push, encryption, tags } =
+        new;
     let mut tx = pool.begin().await?;
     let inserted = sqlx::query(concat!(
         "INSERT INTO repository AS r (account_id, name, created_at, tag_mutability, exclusions, scan_on_push, \
@@ -129,7 +151,9 @@ pub(super) async fn create(
     .bind(&encryption.kms_key)
     .fetch_optional(&mut *tx)
     .await?;
-    let Some(row) = inserted else { return Err(TxError::Refused(CreateRepositoryError::AlreadyExists)) };
+    let Some(row) = inserted else {
+        return Err(TxError::Refused(CreateRepositoryError::AlreadyExists));
+    };
     let repository = repository(&row)?;
     check_quota(&mut tx, account, max).await?;
     write_tags(&mut tx, repository.id, tags).await?;
@@ -139,7 +163,11 @@ pub(super) async fn create(
 
 /// Checks the number of repositories, the new one included. Near the limit a lock orders the
 /// transactions, so that two replicas cannot both create the last one.
-async fn check_quota(tx: &mut PgConnection, account: &AccountId, max: u64) -> TxResult<(), CreateRepositoryError> {
+async fn check_quota(
+    tx: &mut PgConnection,
+    account: &AccountId,
+    max: u64,
+) -> TxResult<(), CreateRepositoryError> {
     let scope = registry_scope(account);
     if usage::find(&mut *tx, &scope).await?.0.saturating_add(EXACT_COUNT_MARGIN) <= max {
         return Ok(());
@@ -154,7 +182,11 @@ async fn check_quota(tx: &mut PgConnection, account: &AccountId, max: u64) -> Tx
     Err(TxError::Refused(CreateRepositoryError::LimitExceeded(max)))
 }
 
-pub(super) async fn find(pool: &PgPool, account: &AccountId, name: &RepositoryName) -> TxResult<Option<Repository>> {
+pub(super) async fn find(
+    pool: &PgPool,
+    account: &AccountId,
+    name: &RepositoryName,
+) -> TxResult<Option<Repository>> {
     let row = sqlx::query(concat!(
         "SELECT ",
         repository_columns!(),
@@ -253,7 +285,10 @@ pub(super) async fn change(
     Ok(changed)
 }
 
-pub(super) async fn schedule_lifecycle(pool: &PgPool, schedule: &LifecycleSchedule) -> TxResult<usize> {
+pub(super) async fn schedule_lifecycle(
+    pool: &PgPool,
+    schedule: &LifecycleSchedule,
+) -> TxResult<usize> {
     let LifecycleSchedule { now, next_due: (from, to), limit } = schedule;
     let mut tx = pool.begin().await?;
     // SKIP LOCKED: concurrent replicas share the due policies, and none takes what another took.
@@ -270,19 +305,25 @@ pub(super) async fn schedule_lifecycle(pool: &PgPool, schedule: &LifecycleSchedu
     .bind(millis(*to).saturating_sub(millis(*from)).max(0))
     .fetch_all(&mut *tx)
     .await?;
-    let new_jobs: Vec<NewJob> =
-        due.iter().map(|id| EvaluateLifecycle { repository: RepositoryId(*id) }.job(*now)).collect();
+    let new_jobs: Vec<NewJob> = due
+        .iter()
+        .map(|id| EvaluateLifecycle { repository: RepositoryId(*id) }.job(*now))
+        .collect();
     let new_jobs = jobs::without_running(&mut tx, new_jobs).await?;
     jobs::enqueue_all(&mut tx, &new_jobs).await?;
     tx.commit().await?;
     Ok(due.len())
 }
 
-pub(super) async fn list_resource_tags(pool: &PgPool, id: RepositoryId) -> TxResult<Vec<ResourceTag>> {
-    let found = sqlx::query("SELECT key, value FROM resource_tag WHERE repository_id = $1 ORDER BY key")
-        .bind(id.0)
-        .fetch_all(pool)
-        .await?;
+pub(super) async fn list_resource_tags(
+    pool: &PgPool,
+    id: RepositoryId,
+) -> TxResult<Vec<ResourceTag>> {
+    let found =
+        sqlx::query("SELECT key, value FROM resource_tag WHERE repository_id = $1 ORDER BY key")
+            .bind(id.0)
+            .fetch_all(pool)
+            .await?;
     let tag = |row| Ok(ResourceTag { key: get(row, "key")?, value: get(row, "value")? });
     found.iter().map(tag).collect()
 }
@@ -295,16 +336,19 @@ pub(super) async fn tag_resource(
 ) -> TxResult<(), TagResourceError> {
     let mut tx = pool.begin().await?;
     // The lock keeps the count below exact.
-    let found =
-        sqlx::query("SELECT 1 FROM repository WHERE id = $1 AND deleted_at IS NULL FOR NO KEY UPDATE").bind(id.0);
+    let found = sqlx::query(
+        "SELECT 1 FROM repository WHERE id = $1 AND deleted_at IS NULL FOR NO KEY UPDATE",
+    )
+    .bind(id.0);
     if found.fetch_optional(&mut *tx).await?.is_none() {
         return Err(TxError::Refused(TagResourceError::NotFound));
     }
     write_tags(&mut tx, id, tags).await?;
-    let count: i64 = sqlx::query_scalar("SELECT count(*) FROM resource_tag WHERE repository_id = $1")
-        .bind(id.0)
-        .fetch_one(&mut *tx)
-        .await?;
+    let count: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM resource_tag WHERE repository_id = $1")
+            .bind(id.0)
+            .fetch_one(&mut *tx)
+            .await?;
     if count > rows::limit(max) {
         return Err(TxError::Refused(TagResourceError::TooMany(max)));
     }
@@ -313,7 +357,11 @@ pub(super) async fn tag_resource(
     Ok(())
 }
 
-pub(super) async fn untag_resource(pool: &PgPool, id: RepositoryId, keys: &[String]) -> TxResult<()> {
+pub(super) async fn untag_resource(
+    pool: &PgPool,
+    id: RepositoryId,
+    keys: &[String],
+) -> TxResult<()> {
     let mut tx = pool.begin().await?;
     touch(&mut tx, id).await?;
     sqlx::query("DELETE FROM resource_tag WHERE repository_id = $1 AND key = ANY($2)")
@@ -325,9 +373,14 @@ pub(super) async fn untag_resource(pool: &PgPool, id: RepositoryId, keys: &[Stri
     Ok(())
 }
 
-async fn write_tags<E>(tx: &mut PgConnection, id: RepositoryId, tags: &[ResourceTag]) -> TxResult<(), E> {
+async fn write_tags<E>(
+    tx: &mut PgConnection,
+    id: RepositoryId,
+    tags: &[ResourceTag],
+) -> TxResult<(), E> {
     // The last value of a duplicate key counts: a statement may not write one row twice.
-    let tags: BTreeMap<&str, &str> = tags.iter().map(|tag| (tag.key.as_str(), tag.value.as_str())).collect();
+    let tags: BTreeMap<&str, &str> =
+        tags.iter().map(|tag| (tag.key.as_str(), tag.value.as_str())).collect();
     if tags.is_empty() {
         return Ok(());
     }
@@ -346,6 +399,9 @@ async fn write_tags<E>(tx: &mut PgConnection, id: RepositoryId, tags: &[Resource
 
 /// Increases a repository's version, for a change in another table.
 async fn touch<E>(tx: &mut PgConnection, id: RepositoryId) -> TxResult<(), E> {
-    sqlx::query("UPDATE repository SET version = version + 1 WHERE id = $1").bind(id.0).execute(tx).await?;
+    sqlx::query("UPDATE repository SET version = version + 1 WHERE id = $1")
+        .bind(id.0)
+        .execute(tx)
+        .await?;
     Ok(())
 }

@@ -19,15 +19,18 @@ pub(super) async fn delete(
     let mut tx = pool.begin().await?;
     // Transactions that add something to the repository hold FOR KEY SHARE, which conflicts with
     // this lock.
-    let found = sqlx::query("SELECT 1 FROM repository WHERE id = $1 AND deleted_at IS NULL FOR UPDATE").bind(id.0);
+    let found =
+        sqlx::query("SELECT 1 FROM repository WHERE id = $1 AND deleted_at IS NULL FOR UPDATE")
+            .bind(id.0);
     if found.fetch_optional(&mut *tx).await?.is_none() {
         return Err(TxError::Refused(DeleteRepositoryError::NotFound));
     }
     if !force {
-        let images: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM manifest WHERE repository_id = $1)")
-            .bind(id.0)
-            .fetch_one(&mut *tx)
-            .await?;
+        let images: bool =
+            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM manifest WHERE repository_id = $1)")
+                .bind(id.0)
+                .fetch_one(&mut *tx)
+                .await?;
         if images {
             return Err(TxError::Refused(DeleteRepositoryError::NotEmpty));
         }
@@ -45,9 +48,16 @@ pub(super) async fn delete(
     Ok(())
 }
 
-pub(super) async fn empty(pool: &PgPool, id: RepositoryId, limit: usize, now: Timestamp) -> TxResult<bool> {
+pub(super) async fn empty(
+    pool: &PgPool,
+    id: RepositoryId,
+    limit: usize,
+    now: Timestamp,
+) -> TxResult<bool> {
     let mut tx = pool.begin().await?;
-    let marked = sqlx::query("SELECT 1 FROM repository WHERE id = $1 AND deleted_at IS NOT NULL FOR UPDATE").bind(id.0);
+    let marked =
+        sqlx::query("SELECT 1 FROM repository WHERE id = $1 AND deleted_at IS NOT NULL FOR UPDATE")
+            .bind(id.0);
     if marked.fetch_optional(&mut *tx).await?.is_none() {
         return Ok(true);
     }
@@ -70,12 +80,13 @@ pub(super) async fn empty(pool: &PgPool, id: RepositoryId, limit: usize, now: Ti
 /// Deletes images with their tags and edges, even if indexes hold them: the repository is invisible
 /// already.
 async fn delete_images(tx: &mut PgConnection, id: RepositoryId, limit: usize) -> TxResult<bool> {
-    let images: Vec<i64> =
-        sqlx::query_scalar("SELECT id FROM manifest WHERE repository_id = $1 ORDER BY digest LIMIT $2 FOR UPDATE")
-            .bind(id.0)
-            .bind(rows::limit(limit))
-            .fetch_all(&mut *tx)
-            .await?;
+    let images: Vec<i64> = sqlx::query_scalar(
+        "SELECT id FROM manifest WHERE repository_id = $1 ORDER BY digest LIMIT $2 FOR UPDATE",
+    )
+    .bind(id.0)
+    .bind(rows::limit(limit))
+    .fetch_all(&mut *tx)
+    .await?;
     for sql in [
         "DELETE FROM manifest_child WHERE parent_id = ANY($1)",
         "DELETE FROM manifest_child WHERE child_id = ANY($1)",

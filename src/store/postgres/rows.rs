@@ -13,8 +13,8 @@ use crate::images::ImageStatus;
 use crate::repositories::TagMutability;
 use crate::rows as shared;
 pub(super) use crate::rows::{
-    annotations, annotations_of, encryption, from_json, job_state, json, key_columns, key_reference, lease, limit,
-    millis, parse, preview_columns, preview_state, signed,
+    annotations, annotations_of, encryption, from_json, job_state, json, key_columns,
+    key_reference, lease, limit, millis, parse, preview_columns, preview_state, signed,
 };
 
 /// Selects the ids of the rows that the repository `$1` has in a table for the digests `$2`, with a
@@ -33,7 +33,10 @@ macro_rules! ids_by_digest {
 pub(super) use ids_by_digest;
 
 /// Reads a column.
-pub(super) fn get<'r, T: Decode<'r, Postgres> + Type<Postgres>>(row: &'r PgRow, column: &str) -> StoreResult<T> {
+pub(super) fn get<'r, T: Decode<'r, Postgres> + Type<Postgres>>(
+    row: &'r PgRow,
+    column: &str,
+) -> StoreResult<T> {
     row.try_get(column).map_err(store_error)
 }
 

@@ -24,7 +24,9 @@ const FILES: [(&str, &str); 9] = [
 ];
 
 static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
-    Migrator::with_migrations(FILES.iter().map(|(name, statements)| migration(name, statements)).collect())
+    Migrator::with_migrations(
+        FILES.iter().map(|(name, statements)| migration(name, statements)).collect(),
+    )
 });
 
 /// The migration in the file `VERSION_DESCRIPTION.sql`.
@@ -76,7 +78,10 @@ pub(super) async fn check(connection: &mut PgConnection) -> StoreResult<()> {
         ))),
         // There is no such table.
         Err(sqlx::Error::Database(report)) if report.code().as_deref() == Some("42P01") => {
-            Err(refused("the database holds no registry: give the one that a registry serves from".to_owned()))
+            Err(refused(
+                "the database holds no registry: give the one that a registry serves from"
+                    .to_owned(),
+            ))
         }
         Err(error) => Err(store_error(error)),
     }
@@ -93,7 +98,9 @@ mod tests {
     #[test]
     fn every_file_in_the_folder_is_a_migration() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/postgres/migrations");
-        let files = std::fs::read_dir(folder).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap());
+        let files = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|it| it.unwrap().file_name().into_string().unwrap());
         let mut files: Vec<_> = files.collect();
         files.sort();
         assert_eq!(files, FILES.map(|(name, _)| name));

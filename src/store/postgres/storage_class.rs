@@ -38,7 +38,8 @@ pub(super) async fn archive(
     let mut tx = pool.begin().await?;
     image_deletion::check_policy(&mut tx, repository, decision).await?;
     let image = lock(&mut tx, repository, digest).await?;
-    image_deletion::check_image(&mut tx, repository, &image, decision, Some(StorageClass::Archive)).await?;
+    image_deletion::check_image(&mut tx, repository, &image, decision, Some(StorageClass::Archive))
+        .await?;
     move_to(&mut tx, repository, &image, StorageClass::Archive, now).await?;
     tx.commit().await?;
     Ok(())
@@ -111,7 +112,11 @@ async fn move_to(
 }
 
 /// Activates locked images.
-pub(super) async fn activate<E>(tx: &mut PgConnection, ids: &[i64], now: Timestamp) -> TxResult<(), E> {
+pub(super) async fn activate<E>(
+    tx: &mut PgConnection,
+    ids: &[i64],
+    now: Timestamp,
+) -> TxResult<(), E> {
     sqlx::query(
         "WITH blobs AS (UPDATE manifest_blob SET archived_at = NULL WHERE manifest_id = ANY($1)),
               children AS (UPDATE manifest_child SET archived_at = NULL WHERE parent_id = ANY($1)),
@@ -126,7 +131,9 @@ pub(super) async fn activate<E>(tx: &mut PgConnection, ids: &[i64], now: Timesta
 }
 
 async fn list_children<E>(tx: &mut PgConnection, parents: &[i64]) -> TxResult<Vec<i64>, E> {
-    let children = sqlx::query_scalar("SELECT DISTINCT child_id FROM manifest_child WHERE parent_id = ANY($1)");
+    let children = sqlx::query_scalar(
+        "SELECT DISTINCT child_id FROM manifest_child WHERE parent_id = ANY($1)",
+    );
     Ok(children.bind(parents).fetch_all(tx).await?)
 }
 
@@ -150,15 +157,18 @@ pub(super) async fn restore_children<E>(
         .bind(&images)
         .fetch_all(&mut *tx)
         .await?;
-        let mut archived = rows.iter().map(ImageRow::read).collect::<StoreResult<Vec<ImageRow>>>()?;
+        let mut archived =
+            rows.iter().map(ImageRow::read).collect::<StoreResult<Vec<ImageRow>>>()?;
         archived.retain(|image| image.status != ImageStatus::Active);
         if archived.is_empty() {
             break;
         }
         let ids: Vec<i64> = archived.iter().map(|image| image.id.0).collect();
         activate(tx, &ids, now).await?;
-        let events: Vec<_> =
-            archived.iter().map(|image| image.events().moved(StorageClass::Standard, Some(now), now)).collect();
+        let events: Vec<_> = archived
+            .iter()
+            .map(|image| image.events().moved(StorageClass::Standard, Some(now), now))
+            .collect();
         events::record_all(&mut *tx, &events).await?;
         let digests: Vec<&Digest> = archived.iter().map(|image| &image.digest).collect();
         jobs.extend(image_rows::follow_up_jobs(tx, repository, &digests, now).await?);

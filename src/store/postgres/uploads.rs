@@ -14,8 +14,8 @@ use super::{PostgresStore, jobs};
 use crate::jobs::{DeleteGeneration, JobPayload as _, late};
 use crate::repositories::{Encryption, RepositoryId};
 use crate::uploads::{
-    AdvanceUpload, COUNT_LIMIT, CommitOutcome, CommitUpload, KnownBlob, LATE_WRITE, Upload, UploadClaim, UploadError,
-    UploadProgress, UploadStore,
+    AdvanceUpload, COUNT_LIMIT, CommitOutcome, CommitUpload, KnownBlob, LATE_WRITE, Upload,
+    UploadClaim, UploadError, UploadProgress, UploadStore,
 };
 use crate::{Generation, StoreResult, WriterState};
 
@@ -39,7 +39,13 @@ impl UploadStore for PostgresStore {
         self.run(|| claim(&self.pool, read, fresh, lease)).await
     }
 
-    async fn renew_upload(&self, id: Uuid, version: i64, _now: Timestamp, lease: Duration) -> Result<(), UploadError> {
+    async fn renew_upload(
+        &self,
+        id: Uuid,
+        version: i64,
+        _now: Timestamp,
+        lease: Duration,
+    ) -> Result<(), UploadError> {
         self.run(|| renew(&self.pool, id, version, lease)).await
     }
 
@@ -65,7 +71,12 @@ impl UploadStore for PostgresStore {
         self.run(|| cancel(&self.pool, repository, id, version, now)).await
     }
 
-    async fn cancel_stale_uploads(&self, before: Timestamp, now: Timestamp, limit: usize) -> StoreResult<u64> {
+    async fn cancel_stale_uploads(
+        &self,
+        before: Timestamp,
+        now: Timestamp,
+        limit: usize,
+    ) -> StoreResult<u64> {
         self.run(|| cancel_stale(&self.pool, before, now, limit)).await
     }
 
@@ -81,8 +92,23 @@ macro_rules! clock {
     };
 }
 
-pub(super) async fn create(pool: &PgPool, upload: &Upload, claim: Option<Duration>) -> TxResult<bool> {
-    let Upload { id, repository, generation, key, algorithm, started_at, announced, version, progress, .. } = upload;
+pub(super) async fn create(
+    pool: &PgPool,
+    upload: &Upload,
+    claim: Option<Duration>,
+) -> TxResult<bool> {
+    let Upload {
+        id,
+        repository,
+        generation,
+        key,
+        algorithm,
+        started_at,
+        announced,
+        version,
+        progress,
+        ..
+    } = upload;
     let (key_id, wrapped_key) = rows::key_columns(key.as_ref());
     let created = sqlx::query(concat!(
         "INSERT INTO upload (id, repository_id, generation, algorithm, started_at, version, byte_offset, updated_at,
@@ -117,7 +143,11 @@ pub(super) async fn create(pool: &PgPool, upload: &Upload, claim: Option<Duratio
     }
 }
 
-pub(super) async fn find(pool: &PgPool, repository: RepositoryId, id: Uuid) -> TxResult<Option<Upload>> {
+pub(super) async fn find(
+    pool: &PgPool,
+    repository: RepositoryId,
+    id: Uuid,
+) -> TxResult<Option<Upload>> {
     let row = sqlx::query("SELECT * FROM upload WHERE id = $1 AND repository_id = $2")
         .bind(id.to_string())
         .bind(repository.0)
@@ -182,7 +212,9 @@ pub(super) async fn claim(
     let row = row.ok_or(TxError::Refused(UploadError::NotFound))?;
     let (now, before) = (rows::time(&row, "clock")?, parsed::<Generation>(&row, "generation")?);
     match rows::optional_time(&row, "claimed_until")? {
-        _ if get::<i64>(&row, "version")? != *version => return Err(TxError::Refused(UploadError::Conflict)),
+        _ if get::<i64>(&row, "version")? != *version => {
+            return Err(TxError::Refused(UploadError::Conflict));
+        }
         _ if before != *generation => return Err(TxError::Refused(UploadError::Conflict)),
         Some(until) if until > now => return Err(TxError::Refused(UploadError::Conflict)),
         Some(_) => {}
@@ -200,7 +232,12 @@ pub(super) async fn claim(
     Ok(UploadClaim { version: version + 1, generation: fresh, takeover: true })
 }
 
-pub(super) async fn renew(pool: &PgPool, id: Uuid, version: i64, lease: Duration) -> TxResult<(), UploadError> {
+pub(super) async fn renew(
+    pool: &PgPool,
+    id: Uuid,
+    version: i64,
+    lease: Duration,
+) -> TxResult<(), UploadError> {
     let prolonged = sqlx::query(concat!(
         "UPDATE upload SET claimed_until = ",
         clock!(),
@@ -257,7 +294,10 @@ async fn refusal(pool: &PgPool, id: Uuid) -> TxResult<TxError<UploadError>, Uplo
     Ok(TxError::Refused(if exists { UploadError::Conflict } else { UploadError::NotFound }))
 }
 
-pub(super) async fn commit(pool: &PgPool, commit: &CommitUpload) -> TxResult<CommitOutcome, UploadError> {
+pub(super) async fn commit(
+    pool: &PgPool,
+    commit: &CommitUpload,
+) -> TxResult<CommitOutcome, UploadError> {
     let CommitUpload { id, version, digest, size, sealed, known, now, lease_until } = commit;
     let mut tx = pool.begin().await?;
     let row = sqlx::query(
@@ -276,7 +316,8 @@ pub(super) async fn commit(pool: &PgPool, commit: &CommitUpload) -> TxResult<Com
         return Err(TxError::Refused(UploadError::Conflict));
     }
     let repository = RepositoryId(get(&row, "repository_id")?);
-    let encryption = Encryption { kind: get(&row, "encryption_type")?, kms_key: get(&row, "kms_key")? };
+    let encryption =
+        Encryption { kind: get(&row, "encryption_type")?, kms_key: get(&row, "kms_key")? };
     let key = rows::key_reference(get(&row, "key_id")?, get(&row, "wrapped_key")?)?;
     let new = NewBlob {
         account: get(&row, "account_id")?,
@@ -293,7 +334,9 @@ pub(super) async fn commit(pool: &PgPool, commit: &CommitUpload) -> TxResult<Com
     let mut gone = sealed.leftover.clone();
     let linked: Option<i64> = get(&row, "blob_id")?;
     let (blob, bytes) = match linked {
-        Some(blob) => layers::extend_live_lease(&mut tx, blob, *lease_until).await?.ok_or(TxError::Raced)?,
+        Some(blob) => {
+            layers::extend_live_lease(&mut tx, blob, *lease_until).await?.ok_or(TxError::Raced)?
+        }
         None => layers::insert(&mut tx, &new).await?,
     };
     let committed = match known {
@@ -301,7 +344,11 @@ pub(super) async fn commit(pool: &PgPool, commit: &CommitUpload) -> TxResult<Com
         Some(KnownBlob { generation, intact: true }) if *generation == bytes.generation => {
             gone.push(sealed.generation);
             layers::set_damaged(&mut *tx, bytes.generation, None).await?;
-            if linked.is_some() { CommitOutcome::AlreadyInRepository } else { CommitOutcome::Shared }
+            if linked.is_some() {
+                CommitOutcome::AlreadyInRepository
+            } else {
+                CommitOutcome::Shared
+            }
         }
         Some(KnownBlob { generation, intact: false }) if *generation == bytes.generation => {
             gone.push(bytes.generation);
@@ -315,7 +362,8 @@ pub(super) async fn commit(pool: &PgPool, commit: &CommitUpload) -> TxResult<Com
         return Err(TxError::Raced);
     }
     sqlx::query("DELETE FROM upload WHERE id = $1").bind(id.to_string()).execute(&mut *tx).await?;
-    let deletions: Vec<_> = gone.into_iter().map(|generation| DeleteGeneration::of(generation).job(*now)).collect();
+    let deletions: Vec<_> =
+        gone.into_iter().map(|generation| DeleteGeneration::of(generation).job(*now)).collect();
     jobs::enqueue_all(&mut tx, &deletions).await?;
     tx.commit().await?;
     Ok(committed)
@@ -343,7 +391,12 @@ pub(super) async fn cancel(
     Ok(!gone.is_empty())
 }
 
-pub(super) async fn cancel_stale(pool: &PgPool, before: Timestamp, now: Timestamp, limit: usize) -> TxResult<u64> {
+pub(super) async fn cancel_stale(
+    pool: &PgPool,
+    before: Timestamp,
+    now: Timestamp,
+    limit: usize,
+) -> TxResult<u64> {
     let mut tx = pool.begin().await?;
     let gone = sqlx::query(concat!(
         // Two lists of ids: with an OR of both conditions the planner would scan the whole table.
@@ -387,9 +440,14 @@ pub(super) async fn cancel_all(
 }
 
 /// Enqueues the jobs that delete the generations of removed sessions.
-async fn enqueue_deletions<E>(tx: &mut PgConnection, gone: &[PgRow], now: Timestamp) -> TxResult<(), E> {
+async fn enqueue_deletions<E>(
+    tx: &mut PgConnection,
+    gone: &[PgRow],
+    now: Timestamp,
+) -> TxResult<(), E> {
     let job = |row| {
-        let (generation, writer) = (parsed(row, "generation")?, WriterState(get(row, "writer_state")?));
+        let (generation, writer) =
+            (parsed(row, "generation")?, WriterState(get(row, "writer_state")?));
         let claimed_until = rows::optional_time(row, "claimed_until")?;
         Ok(DeleteGeneration::of_session(generation, writer, claimed_until, now))
     };

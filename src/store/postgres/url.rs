@@ -8,12 +8,18 @@ use crate::{StoreError, StoreResult};
 
 /// Parses a URL. An error names the mistake and quotes nothing of the URL.
 pub(super) fn parse(url: &str) -> StoreResult<PgConnectOptions> {
-    let invalid = |reason: String| StoreError::Backend(format!("the PostgreSQL URL is not valid: {reason}").into());
+    let invalid = |reason: String| {
+        StoreError::Backend(format!("the PostgreSQL URL is not valid: {reason}").into())
+    };
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
         return Err(invalid("it must begin with postgres://".to_owned()));
     }
     let options = PgConnectOptions::from_str(url).map_err(|error| invalid(error.to_string()))?;
-    Ok(if options.get_application_name().is_some() { options } else { options.application_name("wharfage") })
+    Ok(if options.get_application_name().is_some() {
+        options
+    } else {
+        options.application_name("wharfage")
+    })
 }
 
 /// Returns host and database, for messages.

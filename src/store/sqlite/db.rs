@@ -69,7 +69,9 @@ impl From<rusqlite::Error> for StoreError {
             | Error::InvalidColumnType(..)
             | Error::Utf8Error(..) => Self::Inconsistent(error.to_string()),
             Error::SqliteFailure(failure, _) => match failure.code {
-                ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => Self::Inconsistent(error.to_string()),
+                ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => {
+                    Self::Inconsistent(error.to_string())
+                }
                 ErrorCode::DiskFull => Self::Full(error.to_string()),
                 ErrorCode::DatabaseBusy
                 | ErrorCode::DatabaseLocked

@@ -28,7 +28,8 @@ impl EventStore for SqliteStore {
 
 pub(super) fn record(db: Db<'_>, event: &Event) -> StoreResult<()> {
     let Event { at, account, repository, kind, detail } = event;
-    let sql = "INSERT INTO event (at, account_id, repository, kind, detail) VALUES (?1, ?2, ?3, ?4, ?5)";
+    let sql =
+        "INSERT INTO event (at, account_id, repository, kind, detail) VALUES (?1, ?2, ?3, ?4, ?5)";
     let repository = repository.as_ref().map(RepositoryName::as_str);
     db.run(sql, params![rows::millis(*at), account.as_str(), repository, kind, detail]).map(drop)
 }
@@ -53,6 +54,7 @@ pub(super) fn prune(db: Db<'_>, before: Timestamp, keep: u64, limit: usize) -> S
     let sql = "DELETE FROM event WHERE id IN ( \
                  SELECT id FROM (SELECT id, at FROM event ORDER BY id LIMIT ?3) \
                  WHERE at < ?1 OR id <= (SELECT max(id) FROM event) - ?2)";
-    let gone = db.run(sql, params![rows::millis(before), rows::signed(keep)?, rows::limit(limit)])?;
+    let gone =
+        db.run(sql, params![rows::millis(before), rows::signed(keep)?, rows::limit(limit)])?;
     Ok(gone as u64)
 }

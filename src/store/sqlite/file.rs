@@ -15,7 +15,8 @@ const SETTINGS: &str = "PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON; PR
                         PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF;";
 /// Settings of the writer: 8 MiB of cache. The log is copied back at 16 MiB, so that a burst of
 /// pushes is not interrupted often.
-pub(super) const WRITER_SETTINGS: &str = "PRAGMA cache_size = -8192; PRAGMA wal_autocheckpoint = 4096;";
+pub(super) const WRITER_SETTINGS: &str =
+    "PRAGMA cache_size = -8192; PRAGMA wal_autocheckpoint = 4096;";
 /// Settings of the readers: 2 MiB of cache each.
 pub(super) const READER_SETTINGS: &str = "PRAGMA cache_size = -2048; PRAGMA query_only = ON;";
 /// Capacity of a connection's cache of prepared statements: more than there are.
@@ -32,7 +33,9 @@ pub(super) fn connect(path: &Path, flags: OpenFlags, settings: &str) -> StoreRes
     };
     open().map_err(|error| {
         let error = StoreError::from(error);
-        StoreError::Backend(format!("the database {} cannot be opened: {error}", path.display()).into())
+        StoreError::Backend(
+            format!("the database {} cannot be opened: {error}", path.display()).into(),
+        )
     })
 }
 
@@ -41,8 +44,9 @@ pub(super) fn connect(path: &Path, flags: OpenFlags, settings: &str) -> StoreRes
 pub(super) fn lock(path: &Path) -> StoreResult<ProcessLock> {
     let database = format!("the database {}", path.display());
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)
-            .map_err(|error| StoreError::Unavailable(format!("{database}: its folder cannot be made: {error}")))?;
+        std::fs::create_dir_all(folder).map_err(|error| {
+            StoreError::Unavailable(format!("{database}: its folder cannot be made: {error}"))
+        })?;
     }
     let mut lock = PathBuf::from(path).into_os_string();
     lock.push(".lock");
@@ -58,6 +62,10 @@ pub(super) fn folder_of(path: &Path) -> &Path {
 pub(super) fn sync_folder(path: &Path) -> StoreResult<()> {
     let folder = folder_of(path);
     let synced = File::open(folder).and_then(|folder| folder.sync_all());
-    synced
-        .map_err(|error| StoreError::Unavailable(format!("the folder {} cannot be synced: {error}", folder.display())))
+    synced.map_err(|error| {
+        StoreError::Unavailable(format!(
+            "the folder {} cannot be synced: {error}",
+            folder.display()
+        ))
+    })
 }

@@ -5,7 +5,9 @@ use jiff::Timestamp;
 use super::db::Db;
 use super::image_deletion::{delete, delete_tag};
 use crate::StoreResult;
-use crate::images::{DeleteImageError, ImageDeleted, ImageDeletion, LastTag, Referrers, TagDeleted};
+use crate::images::{
+    DeleteImageError, ImageDeleted, ImageDeletion, LastTag, Referrers, TagDeleted,
+};
 use crate::repositories::RepositoryId;
 
 pub(super) fn delete_all(

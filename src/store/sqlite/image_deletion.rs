@@ -8,7 +8,8 @@ use super::image_rows::{self, ImageRow};
 use super::{events, rows, storage_class};
 use crate::StoreResult;
 use crate::images::{
-    DeleteImageError, ImageStatus, LastTag, LifecycleDecision, ManifestId, Referrers, Stale, StorageClass, TagDeleted,
+    DeleteImageError, ImageStatus, LastTag, LifecycleDecision, ManifestId, Referrers, Stale,
+    StorageClass, TagDeleted,
 };
 use crate::repositories::RepositoryId;
 use wharfage_domain::names::{Digest, Tag};
@@ -20,7 +21,8 @@ pub(super) fn delete(
     referrers: Referrers,
     now: Timestamp,
 ) -> Result<Vec<Tag>, DeleteImageError> {
-    let stored = image_rows::find_by_digest(db, repository, digest)?.ok_or(DeleteImageError::NotFound)?;
+    let stored =
+        image_rows::find_by_digest(db, repository, digest)?.ok_or(DeleteImageError::NotFound)?;
     delete_row(db, repository, &stored, referrers, now)
 }
 
@@ -36,13 +38,18 @@ pub(super) fn delete_tag(
     if expected.is_some_and(|expected| *expected != stored.digest) {
         return Err(DeleteImageError::TagPointsElsewhere(stored.digest));
     }
-    let image_deleted = last == LastTag::DeletesImage && image_rows::count_tags(db, stored.id)? == 1;
+    let image_deleted =
+        last == LastTag::DeletesImage && image_rows::count_tags(db, stored.id)? == 1;
     if image_deleted {
         delete_row(db, repository, &stored, Referrers::Follow, now)?;
     } else {
-        db.run("DELETE FROM tag WHERE repository_id = ?1 AND name = ?2", params![repository.0, tag.as_str()])?;
+        db.run(
+            "DELETE FROM tag WHERE repository_id = ?1 AND name = ?2",
+            params![repository.0, tag.as_str()],
+        )?;
         image_rows::revise(db, stored.id)?;
-        for event in stored.events(&image_rows::repository_of(db, repository)?).deleted([tag], now) {
+        for event in stored.events(&image_rows::repository_of(db, repository)?).deleted([tag], now)
+        {
             events::record(db, &event)?;
         }
     }
@@ -57,7 +64,8 @@ pub(super) fn expire(
     now: Timestamp,
 ) -> Result<(), DeleteImageError> {
     check_policy(db, repository, decision)??;
-    let stored = image_rows::find_by_digest(db, repository, digest)?.ok_or(DeleteImageError::NotFound)?;
+    let stored =
+        image_rows::find_by_digest(db, repository, digest)?.ok_or(DeleteImageError::NotFound)?;
     check_image(db, repository, &stored, decision, None)??;
     delete_row(db, repository, &stored, Referrers::Follow, now).map(drop)
 }
@@ -68,19 +76,22 @@ pub(super) fn follow_subject(
     referrer: &Digest,
     now: Timestamp,
 ) -> StoreResult<bool> {
-    let Some(stored) = image_rows::find_by_digest(db, repository, referrer)? else { return Ok(false) };
-    let Some(subject) = &stored.subject else { return Ok(false) };
-    let class = match image_rows::find_by_digest(db, repository, subject)?.map(|subject| subject.status) {
-        Some(ImageStatus::Archived) => StorageClass::Archive,
-        Some(ImageStatus::Active | ImageStatus::Activating) => StorageClass::Standard,
-        None => {
-            return match delete_row(db, repository, &stored, Referrers::Follow, now) {
-                Ok(_tags) => Ok(true),
-                Err(DeleteImageError::Store(error)) => Err(error),
-                Err(_) => Ok(false),
-            };
-        }
+    let Some(stored) = image_rows::find_by_digest(db, repository, referrer)? else {
+        return Ok(false);
     };
+    let Some(subject) = &stored.subject else { return Ok(false) };
+    let class =
+        match image_rows::find_by_digest(db, repository, subject)?.map(|subject| subject.status) {
+            Some(ImageStatus::Archived) => StorageClass::Archive,
+            Some(ImageStatus::Active | ImageStatus::Activating) => StorageClass::Standard,
+            None => {
+                return match delete_row(db, repository, &stored, Referrers::Follow, now) {
+                    Ok(_tags) => Ok(true),
+                    Err(DeleteImageError::Store(error)) => Err(error),
+                    Err(_) => Ok(false),
+                };
+            }
+        };
     storage_class::follow(db, repository, &stored, class, now)
 }
 
@@ -109,7 +120,8 @@ pub(super) fn check_image(
         return Ok(Err(Stale::Image));
     }
     if let (true, Some(subject)) = (follows_subject, &stored.subject) {
-        let status = image_rows::find_by_digest(db, repository, subject)?.map(|subject| subject.status);
+        let status =
+            image_rows::find_by_digest(db, repository, subject)?.map(|subject| subject.status);
         let left = status.is_none() || (class.is_some() && status == Some(ImageStatus::Archived));
         if !left {
             return Ok(Err(Stale::Subject));

@@ -21,7 +21,10 @@ pub(super) struct ImageRepository {
 }
 
 /// Finds the repository that a push is for.
-pub(super) fn find_repository(db: Db<'_>, repository: RepositoryId) -> StoreResult<Option<ImageRepository>> {
+pub(super) fn find_repository(
+    db: Db<'_>,
+    repository: RepositoryId,
+) -> StoreResult<Option<ImageRepository>> {
     let sql = "SELECT account_id, name, tag_mutability, exclusions FROM repository \
                WHERE id = ?1 AND deleted_at IS NULL";
     db.first(sql, [repository.0], |row| {
@@ -35,7 +38,8 @@ pub(super) fn find_repository(db: Db<'_>, repository: RepositoryId) -> StoreResu
 
 /// Finds the repository of an existing image.
 pub(super) fn repository_of(db: Db<'_>, repository: RepositoryId) -> StoreResult<ImageRepository> {
-    find_repository(db, repository)?.ok_or_else(|| StoreError::Inconsistent("an image has no repository".into()))
+    find_repository(db, repository)?
+        .ok_or_else(|| StoreError::Inconsistent("an image has no repository".into()))
 }
 
 /// A stored image, as far as its changes and its events need it.
@@ -81,7 +85,11 @@ impl ImageRow {
     }
 }
 
-pub(super) fn find_by_digest(db: Db<'_>, repository: RepositoryId, digest: &Digest) -> StoreResult<Option<ImageRow>> {
+pub(super) fn find_by_digest(
+    db: Db<'_>,
+    repository: RepositoryId,
+    digest: &Digest,
+) -> StoreResult<Option<ImageRow>> {
     let sql = format!(
         "SELECT {IMAGE_ROW} FROM manifest m JOIN repository r ON r.id = m.repository_id AND r.deleted_at IS NULL \
          WHERE m.repository_id = ?1 AND m.digest = ?2"
@@ -89,7 +97,11 @@ pub(super) fn find_by_digest(db: Db<'_>, repository: RepositoryId, digest: &Dige
     db.first(&sql, params![repository.0, digest.as_str()], ImageRow::read)
 }
 
-pub(super) fn find_by_tag(db: Db<'_>, repository: RepositoryId, tag: &Tag) -> StoreResult<Option<ImageRow>> {
+pub(super) fn find_by_tag(
+    db: Db<'_>,
+    repository: RepositoryId,
+    tag: &Tag,
+) -> StoreResult<Option<ImageRow>> {
     let sql = format!(
         "SELECT {IMAGE_ROW} FROM tag t JOIN manifest m ON m.id = t.manifest_id \
          JOIN repository r ON r.id = t.repository_id AND r.deleted_at IS NULL \

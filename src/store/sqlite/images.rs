@@ -11,9 +11,9 @@ use super::rows::{self, optional_parsed, optional_time, parsed, text, text_or_nu
 use super::{SqliteStore, image_batches, image_deletion, storage_class};
 use crate::StoreResult;
 use crate::images::{
-    DeleteImageError, Image, ImageDeleted, ImageDeletion, ImageFilter, ImageIdentifier, ImageRange, ImageStatus,
-    ImageStore, LastTag, LifecycleDecision, ManifestId, ReferrerFilter, Referrers, StorageClass, StorageClassError,
-    TagDeleted, TaggedImage, statuses,
+    DeleteImageError, Image, ImageDeleted, ImageDeletion, ImageFilter, ImageIdentifier, ImageRange,
+    ImageStatus, ImageStore, LastTag, LifecycleDecision, ManifestId, ReferrerFilter, Referrers,
+    StorageClass, StorageClassError, TagDeleted, TaggedImage, statuses,
 };
 use crate::repositories::RepositoryId;
 use wharfage_domain::names::{Digest, Reference, Tag};
@@ -51,7 +51,12 @@ impl ImageStore for SqliteStore {
         self.readers.page(move |db| list_ids(db, repository, filter, after.as_ref(), limit)).await
     }
 
-    async fn list_tags(&self, repository: RepositoryId, after: Option<&str>, limit: usize) -> StoreResult<Vec<Tag>> {
+    async fn list_tags(
+        &self,
+        repository: RepositoryId,
+        after: Option<&str>,
+        limit: usize,
+    ) -> StoreResult<Vec<Tag>> {
         let after = after.map(str::to_owned);
         self.readers.page(move |db| list_tags(db, repository, after.as_deref(), limit)).await
     }
@@ -75,7 +80,11 @@ impl ImageStore for SqliteStore {
         limit: usize,
     ) -> StoreResult<Vec<Image>> {
         let (subject, filter, after) = (subject.clone(), filter.clone(), after.cloned());
-        self.readers.page(move |db| list_referrers(db, repository, &subject, &filter, after.as_ref(), limit)).await
+        self.readers
+            .page(move |db| {
+                list_referrers(db, repository, &subject, &filter, after.as_ref(), limit)
+            })
+            .await
     }
 
     async fn delete_image(
@@ -86,7 +95,9 @@ impl ImageStore for SqliteStore {
         now: Timestamp,
     ) -> Result<Vec<Tag>, DeleteImageError> {
         let digest = digest.clone();
-        self.writer.write(move |db| image_deletion::delete(db, repository, &digest, referrers, now)).await
+        self.writer
+            .write(move |db| image_deletion::delete(db, repository, &digest, referrers, now))
+            .await
     }
 
     async fn delete_tag(
@@ -99,7 +110,9 @@ impl ImageStore for SqliteStore {
     ) -> Result<TagDeleted, DeleteImageError> {
         let (tag, expected) = (tag.clone(), expected.cloned());
         self.writer
-            .write(move |db| image_deletion::delete_tag(db, repository, &tag, expected.as_ref(), last, now))
+            .write(move |db| {
+                image_deletion::delete_tag(db, repository, &tag, expected.as_ref(), last, now)
+            })
             .await
     }
 
@@ -110,7 +123,9 @@ impl ImageStore for SqliteStore {
         now: Timestamp,
     ) -> StoreResult<Vec<Result<ImageDeleted, DeleteImageError>>> {
         let deletions = deletions.to_vec();
-        self.writer.write(move |db| image_batches::delete_all(db, repository, &deletions, now)).await
+        self.writer
+            .write(move |db| image_batches::delete_all(db, repository, &deletions, now))
+            .await
     }
 
     async fn expire_image(
@@ -121,7 +136,9 @@ impl ImageStore for SqliteStore {
         now: Timestamp,
     ) -> Result<(), DeleteImageError> {
         let digest = digest.clone();
-        self.writer.write(move |db| image_deletion::expire(db, repository, &digest, &decision, now)).await
+        self.writer
+            .write(move |db| image_deletion::expire(db, repository, &digest, &decision, now))
+            .await
     }
 
     async fn set_storage_class(
@@ -143,12 +160,21 @@ impl ImageStore for SqliteStore {
         now: Timestamp,
     ) -> Result<(), StorageClassError> {
         let digest = digest.clone();
-        self.writer.write(move |db| storage_class::archive(db, repository, &digest, &decision, now)).await
+        self.writer
+            .write(move |db| storage_class::archive(db, repository, &digest, &decision, now))
+            .await
     }
 
-    async fn follow_subject(&self, repository: RepositoryId, referrer: &Digest, now: Timestamp) -> StoreResult<bool> {
+    async fn follow_subject(
+        &self,
+        repository: RepositoryId,
+        referrer: &Digest,
+        now: Timestamp,
+    ) -> StoreResult<bool> {
         let referrer = referrer.clone();
-        self.writer.write(move |db| image_deletion::follow_subject(db, repository, &referrer, now)).await
+        self.writer
+            .write(move |db| image_deletion::follow_subject(db, repository, &referrer, now))
+            .await
     }
 
     async fn record_pulls(&self, pulls: &[(ManifestId, Timestamp)]) -> StoreResult<()> {
@@ -196,7 +222,8 @@ pub(super) fn find(
     let by_tag = format!(
         "SELECT {COLUMNS} FROM tag t JOIN manifest m ON m.id = t.manifest_id WHERE t.repository_id = ?1 AND t.name = ?2"
     );
-    let by_digest = format!("SELECT {COLUMNS} FROM manifest m WHERE m.repository_id = ?1 AND m.digest = ?2");
+    let by_digest =
+        format!("SELECT {COLUMNS} FROM manifest m WHERE m.repository_id = ?1 AND m.digest = ?2");
     let find = |reference: &Reference| {
         let (sql, name) = match reference {
             Reference::Tag(tag) => (&by_tag, tag.as_str()),
@@ -245,7 +272,8 @@ pub(super) fn list_ids(
     let from = after.map_or("", |after| after.digest.as_str());
     let mut entries = Vec::new();
     // Each image but the first has an entry, so `limit + 1` images fill the page.
-    for ListedImage { id, digest, tag_count } in list_page(db, repository, filter, from, limit + 1)? {
+    for ListedImage { id, digest, tag_count } in list_page(db, repository, filter, from, limit + 1)?
+    {
         if entries.len() == limit {
             break;
         }
@@ -256,9 +284,14 @@ pub(super) fn list_ids(
             continue;
         }
         let last = begun.and_then(|after| after.tag.as_ref()).map_or("", Tag::as_str);
-        let sql = "SELECT name FROM tag WHERE manifest_id = ?1 AND name > ?2 ORDER BY name LIMIT ?3";
-        let names = db.all(sql, params![id, last, rows::limit(limit - entries.len())], |row| parsed(row, 0))?;
-        entries.extend(names.into_iter().map(|tag| ImageIdentifier { digest: digest.clone(), tag: Some(tag) }));
+        let sql =
+            "SELECT name FROM tag WHERE manifest_id = ?1 AND name > ?2 ORDER BY name LIMIT ?3";
+        let names = db.all(sql, params![id, last, rows::limit(limit - entries.len())], |row| {
+            parsed(row, 0)
+        })?;
+        entries.extend(
+            names.into_iter().map(|tag| ImageIdentifier { digest: digest.clone(), tag: Some(tag) }),
+        );
     }
     Ok(entries)
 }
@@ -279,7 +312,9 @@ fn list_page(
     from: &str,
     limit: usize,
 ) -> StoreResult<Vec<ListedImage>> {
-    let listed = |row: &Row<'_>| Ok(ListedImage { id: row.get(0)?, digest: parsed(row, 1)?, tag_count: row.get(2)? });
+    let listed = |row: &Row<'_>| {
+        Ok(ListedImage { id: row.get(0)?, digest: parsed(row, 1)?, tag_count: row.get(2)? })
+    };
     let ranges = filter.ranges();
     if ranges.is_empty() {
         let sql = "SELECT id, digest, tag_count FROM manifest \
@@ -291,7 +326,8 @@ fn list_page(
         let sql = "SELECT id, digest, tag_count FROM manifest \
                    WHERE repository_id = ?1 AND status = ?4 AND min(tag_count, 1) = ?5 AND digest >= ?2 \
                    ORDER BY digest LIMIT ?3";
-        let values = params![repository.0, from, rows::limit(limit), status.as_str(), i64::from(tagged)];
+        let values =
+            params![repository.0, from, rows::limit(limit), status.as_str(), i64::from(tagged)];
         page.extend(db.all(sql, values, listed)?);
     }
     page.sort_unstable_by(|one, other| one.digest.cmp(&other.digest));
@@ -312,7 +348,9 @@ pub(super) fn list_tags(
          ORDER BY name LIMIT ?3",
         Tag::MAX_OCI
     );
-    db.all(&sql, params![repository.0, after.unwrap_or_default(), rows::limit(limit)], |row| parsed(row, 0))
+    db.all(&sql, params![repository.0, after.unwrap_or_default(), rows::limit(limit)], |row| {
+        parsed(row, 0)
+    })
 }
 
 pub(super) fn list_index_edges(
@@ -321,7 +359,8 @@ pub(super) fn list_index_edges(
     after: Option<&(Digest, Digest)>,
     limit: usize,
 ) -> StoreResult<Vec<(Digest, Digest)>> {
-    let (parent, child) = after.map_or(("", ""), |(parent, child)| (parent.as_str(), child.as_str()));
+    let (parent, child) =
+        after.map_or(("", ""), |(parent, child)| (parent.as_str(), child.as_str()));
     let sql = "SELECT p.digest, c.digest FROM manifest p JOIN manifest_child e ON e.parent_id = p.id \
                JOIN manifest c ON c.id = e.child_id \
                WHERE p.repository_id = ?1 AND p.digest >= ?2 AND (p.digest > ?2 OR c.digest > ?3) \
@@ -348,15 +387,24 @@ pub(super) fn list_referrers(
     );
     // Removes duplicate types.
     let types: BTreeSet<&str> = filter.artifact_types.iter().map(String::as_str).collect();
-    let (subject, after, limited) = (subject.as_str(), after.map_or("", Digest::as_str), rows::limit(limit));
+    let (subject, after, limited) =
+        (subject.as_str(), after.map_or("", Digest::as_str), rows::limit(limit));
     let mut page = Vec::new();
     for status in statuses(filter.status) {
         let status = status.as_str();
         if types.is_empty() {
-            page.extend(db.all(&of_any_type, params![repository.0, subject, status, after, limited], referrer)?);
+            page.extend(db.all(
+                &of_any_type,
+                params![repository.0, subject, status, after, limited],
+                referrer,
+            )?);
         }
         for kind in &types {
-            page.extend(db.all(&of_type, params![repository.0, subject, status, after, limited, kind], referrer)?);
+            page.extend(db.all(
+                &of_type,
+                params![repository.0, subject, status, after, limited, kind],
+                referrer,
+            )?);
         }
     }
     page.sort_unstable_by(|one, other| one.digest.cmp(&other.digest));

@@ -9,7 +9,9 @@ use super::SqliteStore;
 use super::db::Db;
 use super::rows::{self, text};
 use crate::StoreResult;
-use crate::jobs::{Job, JobCount, JobEnd, JobFilter, JobState, JobStore, NewJob, Requeue, StoredJob};
+use crate::jobs::{
+    Job, JobCount, JobEnd, JobFilter, JobState, JobStore, NewJob, Requeue, StoredJob,
+};
 
 #[async_trait::async_trait]
 impl JobStore for SqliteStore {
@@ -17,7 +19,12 @@ impl JobStore for SqliteStore {
         self.writer.write(move |db| enqueue(db, &job)).await
     }
 
-    async fn claim_job(&self, kinds: &[&str], now: Timestamp, lease: Duration) -> StoreResult<Option<Job>> {
+    async fn claim_job(
+        &self,
+        kinds: &[&str],
+        now: Timestamp,
+        lease: Duration,
+    ) -> StoreResult<Option<Job>> {
         let kinds = rows::json(kinds)?;
         // Workers ask often and usually find nothing, so a read comes first. One process has the
         // database, so its clock is the database's.
@@ -40,7 +47,12 @@ impl JobStore for SqliteStore {
         self.readers.page(move |db| count(db, &kinds)).await
     }
 
-    async fn list_jobs(&self, filter: &JobFilter, after: Option<i64>, limit: usize) -> StoreResult<Vec<StoredJob>> {
+    async fn list_jobs(
+        &self,
+        filter: &JobFilter,
+        after: Option<i64>,
+        limit: usize,
+    ) -> StoreResult<Vec<StoredJob>> {
         let filter = filter.clone();
         self.readers.page(move |db| list(db, &filter, after, limit)).await
     }
@@ -72,14 +84,25 @@ pub(super) fn claim(
     let sql = "UPDATE job SET state = 'running', lease_until = ?2, attempts = attempts + 1 WHERE id = ?1 \
                RETURNING id, kind, key, payload, attempts";
     db.first(sql, [id, lease_end(clock, lease)], |row| {
-        Ok(Job { id: row.get(0)?, kind: row.get(1)?, key: row.get(2)?, payload: row.get(3)?, attempts: row.get(4)? })
+        Ok(Job {
+            id: row.get(0)?,
+            kind: row.get(1)?,
+            key: row.get(2)?,
+            payload: row.get(3)?,
+            attempts: row.get(4)?,
+        })
     })
 }
 
 /// Finds the job of these kinds (a JSON array) to be claimed next. One whose lease has expired
 /// comes first, so that no two of a key run at once. Each kind has its own lookup, so that a long
 /// queue of one does not slow another.
-pub(super) fn find_next(db: Db<'_>, kinds: &str, now: Timestamp, clock: Timestamp) -> StoreResult<Option<i64>> {
+pub(super) fn find_next(
+    db: Db<'_>,
+    kinds: &str,
+    now: Timestamp,
+    clock: Timestamp,
+) -> StoreResult<Option<i64>> {
     let lost = "SELECT id FROM job WHERE state = 'running' AND lease_until <= ?2 \
                 AND +kind IN (SELECT value FROM json_each(?1)) ORDER BY lease_until LIMIT 1";
     if let Some(id) = db.first(lost, params![kinds, rows::millis(clock)], |row| Ok(row.get(0)?))? {
@@ -102,11 +125,19 @@ fn lease_end(clock: Timestamp, lease: Duration) -> i64 {
 /// Expires the leases of previous processes. They have ended, because one process at a time has the
 /// database open.
 pub(super) fn release_all(db: Db<'_>) -> StoreResult<()> {
-    db.run("UPDATE job SET lease_until = 0 WHERE state = 'running' AND lease_until > 0", []).map(drop)
+    db.run("UPDATE job SET lease_until = 0 WHERE state = 'running' AND lease_until > 0", [])
+        .map(drop)
 }
 
-pub(super) fn heartbeat(db: Db<'_>, id: i64, attempts: u32, clock: Timestamp, lease: Duration) -> StoreResult<bool> {
-    let sql = "UPDATE job SET lease_until = ?3 WHERE id = ?1 AND attempts = ?2 AND state = 'running'";
+pub(super) fn heartbeat(
+    db: Db<'_>,
+    id: i64,
+    attempts: u32,
+    clock: Timestamp,
+    lease: Duration,
+) -> StoreResult<bool> {
+    let sql =
+        "UPDATE job SET lease_until = ?3 WHERE id = ?1 AND attempts = ?2 AND state = 'running'";
     Ok(db.run(sql, params![id, attempts, lease_end(clock, lease)])? > 0)
 }
 
@@ -125,12 +156,12 @@ pub(super) fn end(db: Db<'_>, id: i64, attempts: u32, end: &JobEnd) -> StoreResu
     match (end, behind) {
         (JobEnd::Done, _) => delete(db, id),
         (JobEnd::Dead { error }, _) => {
-            let sql = "UPDATE job SET state = 'dead', lease_until = NULL, last_error = ?2 WHERE id = ?1";
+            let sql =
+                "UPDATE job SET state = 'dead', lease_until = NULL, last_error = ?2 WHERE id = ?1";
             db.run(sql, params![id, error]).map(drop)
         }
         (JobEnd::Retry { at, error }, None) => {
-            let sql =
-                "UPDATE job SET state = 'waiting', lease_until = NULL, run_at = ?2, last_error = ?3 WHERE id = ?1";
+            let sql = "UPDATE job SET state = 'waiting', lease_until = NULL, run_at = ?2, last_error = ?3 WHERE id = ?1";
             db.run(sql, params![id, rows::millis(*at), error]).map(drop)
         }
         // The waiting job does the work of both. It takes over the number of attempts, which
@@ -162,7 +193,12 @@ pub(super) fn count(db: Db<'_>, kinds: &str) -> StoreResult<Vec<JobCount>> {
     Ok(counts.into_iter().filter(|count| count.count > 0).collect())
 }
 
-pub(super) fn list(db: Db<'_>, filter: &JobFilter, after: Option<i64>, limit: usize) -> StoreResult<Vec<StoredJob>> {
+pub(super) fn list(
+    db: Db<'_>,
+    filter: &JobFilter,
+    after: Option<i64>,
+    limit: usize,
+) -> StoreResult<Vec<StoredJob>> {
     let sql = "SELECT id, kind, key, state, run_at, attempts, last_error FROM job \
                WHERE id > ?1 AND (?2 IS NULL OR kind = ?2) AND (?3 IS NULL OR state = ?3) ORDER BY id LIMIT ?4";
     let state = filter.state.map(JobState::as_str);
@@ -197,9 +233,12 @@ pub(super) fn requeue(db: Db<'_>, jobs: &Requeue, now: Timestamp) -> StoreResult
                                                     WHERE w.kind = job.kind AND w.key = job.key AND w.state = 'waiting')"
     );
     let replaced = db.run(&replaced, params![id, kind])?;
-    let revived = format!("UPDATE job SET state = 'waiting', run_at = ?3, attempts = 0 WHERE {chosen}");
+    let revived =
+        format!("UPDATE job SET state = 'waiting', run_at = ?3, attempts = 0 WHERE {chosen}");
     let revived = db.run(&revived, params![id, kind, now])?;
-    let sooner = "UPDATE job SET run_at = min(run_at, ?2), attempts = 0 WHERE id = ?1 AND state = 'waiting'";
-    let sooner = if id.is_some() && replaced + revived == 0 { db.run(sooner, params![id, now])? } else { 0 };
+    let sooner =
+        "UPDATE job SET run_at = min(run_at, ?2), attempts = 0 WHERE id = ?1 AND state = 'waiting'";
+    let sooner =
+        if id.is_some() && replaced + revived == 0 { db.run(sooner, params![id, now])? } else { 0 };
     Ok((replaced + revived + sooner) as u64)
 }

@@ -22,7 +22,11 @@ impl LayerStore for SqliteStore {
         self.readers.read(|db| find(db, account, repository, digest))
     }
 
-    async fn find_layers(&self, repository: RepositoryId, digests: &[Digest]) -> StoreResult<Vec<Option<Layer>>> {
+    async fn find_layers(
+        &self,
+        repository: RepositoryId,
+        digests: &[Digest],
+    ) -> StoreResult<Vec<Option<Layer>>> {
         let digests = digests.to_vec();
         self.readers.page(move |db| find_layers(db, repository, &digests)).await
     }
@@ -46,15 +50,25 @@ impl LayerStore for SqliteStore {
         lease_until: Timestamp,
     ) -> StoreResult<MountOutcome> {
         let digest = digest.clone();
-        self.grow(0, move |db| mount(db, from, to, &digest, referenced_only, now, lease_until)).await
+        self.grow(0, move |db| mount(db, from, to, &digest, referenced_only, now, lease_until))
+            .await
     }
 
-    async fn unlink_blob(&self, repository: RepositoryId, digest: &Digest) -> StoreResult<UnlinkOutcome> {
+    async fn unlink_blob(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+    ) -> StoreResult<UnlinkOutcome> {
         let digest = digest.clone();
         self.writer.write(move |db| unlink(db, repository, &digest)).await
     }
 
-    async fn extend_leases(&self, repository: RepositoryId, digests: &[Digest], until: Timestamp) -> StoreResult<()> {
+    async fn extend_leases(
+        &self,
+        repository: RepositoryId,
+        digests: &[Digest],
+        until: Timestamp,
+    ) -> StoreResult<()> {
         // Usually the leases are long enough, and then nothing has to be written.
         let short = self.readers.read(|db| list_short_leases(db, repository, digests, until))?;
         if !short.is_empty() {
@@ -63,11 +77,18 @@ impl LayerStore for SqliteStore {
         Ok(())
     }
 
-    async fn set_blob_damaged(&self, generation: Generation, at: Option<Timestamp>) -> StoreResult<()> {
+    async fn set_blob_damaged(
+        &self,
+        generation: Generation,
+        at: Option<Timestamp>,
+    ) -> StoreResult<()> {
         self.writer.write(move |db| set_damaged(db, generation, at)).await
     }
 
-    async fn find_live_generations(&self, generations: &[Generation]) -> StoreResult<Vec<Generation>> {
+    async fn find_live_generations(
+        &self,
+        generations: &[Generation],
+    ) -> StoreResult<Vec<Generation>> {
         self.readers.read(|db| find_live_generations(db, generations))
     }
 }
@@ -103,10 +124,11 @@ pub(super) fn find(
     repository: &RepositoryName,
     digest: &Digest,
 ) -> StoreResult<Lookup<Blob>> {
-    let found = db.first(&find_sql(), [account.as_str(), repository.as_str(), digest.as_str()], |row| {
-        let archived: bool = row.get(6)?;
-        Ok((blob(row, digest)?, archived))
-    })?;
+    let found =
+        db.first(&find_sql(), [account.as_str(), repository.as_str(), digest.as_str()], |row| {
+            let archived: bool = row.get(6)?;
+            Ok((blob(row, digest)?, archived))
+        })?;
     Ok(match found {
         Some((_, true)) => Lookup::Missing,
         Some((blob, false)) => Lookup::Found(blob),
@@ -125,7 +147,11 @@ fn find_sql() -> String {
     )
 }
 
-pub(super) fn find_layers(db: Db<'_>, repository: RepositoryId, digests: &[Digest]) -> StoreResult<Vec<Option<Layer>>> {
+pub(super) fn find_layers(
+    db: Db<'_>,
+    repository: RepositoryId,
+    digests: &[Digest],
+) -> StoreResult<Vec<Option<Layer>>> {
     digests.iter().map(|digest| find_layer(db, repository, digest)).collect()
 }
 
@@ -177,7 +203,9 @@ pub(super) fn mount(
     now: Timestamp,
     lease_until: Timestamp,
 ) -> StoreResult<MountOutcome> {
-    let Some(target) = repositories::find_by_id(db, to)? else { return Ok(MountOutcome::NotMountable) };
+    let Some(target) = repositories::find_by_id(db, to)? else {
+        return Ok(MountOutcome::NotMountable);
+    };
     if let Some(present) = find_linked(db, to, digest)? {
         if present.damaged {
             return Ok(MountOutcome::NotMountable);
@@ -185,8 +213,11 @@ pub(super) fn mount(
         confirm(db, &present, now, lease_until)?;
         return Ok(MountOutcome::Mounted);
     }
-    let Some(source) = find_linked(db, from, digest)? else { return Ok(MountOutcome::NotMountable) };
-    let alike = source.account == target.account.as_str() && source.encryption == rows::encryption(&target.encryption);
+    let Some(source) = find_linked(db, from, digest)? else {
+        return Ok(MountOutcome::NotMountable);
+    };
+    let alike = source.account == target.account.as_str()
+        && source.encryption == rows::encryption(&target.encryption);
     let referenced = || db.exists("SELECT 1 FROM manifest_blob WHERE link_id = ?1", [source.link]);
     if source.damaged || source.archived || !alike || (referenced_only && !referenced()?) {
         return Ok(MountOutcome::NotMountable);
@@ -195,7 +226,11 @@ pub(super) fn mount(
     Ok(MountOutcome::Mounted)
 }
 
-pub(super) fn unlink(db: Db<'_>, repository: RepositoryId, digest: &Digest) -> StoreResult<UnlinkOutcome> {
+pub(super) fn unlink(
+    db: Db<'_>,
+    repository: RepositoryId,
+    digest: &Digest,
+) -> StoreResult<UnlinkOutcome> {
     let Some(LinkedBlob { link, .. }) = find_linked(db, repository, digest)? else {
         return Ok(UnlinkOutcome::NotFound);
     };
@@ -238,12 +273,19 @@ pub(super) fn list_short_leases(
     Ok(short)
 }
 
-pub(super) fn set_damaged(db: Db<'_>, generation: Generation, at: Option<Timestamp>) -> StoreResult<()> {
+pub(super) fn set_damaged(
+    db: Db<'_>,
+    generation: Generation,
+    at: Option<Timestamp>,
+) -> StoreResult<()> {
     let sql = "UPDATE blob SET damaged_at = ?2 WHERE generation = ?1 AND (damaged_at IS NULL) <> (?2 IS NULL)";
     db.run(sql, params![generation.to_string(), at.map(rows::millis)]).map(drop)
 }
 
-pub(super) fn find_live_generations(db: Db<'_>, generations: &[Generation]) -> StoreResult<Vec<Generation>> {
+pub(super) fn find_live_generations(
+    db: Db<'_>,
+    generations: &[Generation],
+) -> StoreResult<Vec<Generation>> {
     let names: Vec<String> = generations.iter().map(Generation::to_string).collect();
     let sql = "SELECT b.generation FROM json_each(?1) g CROSS JOIN blob b ON b.generation = g.value \
                WHERE b.state = 'live'";
@@ -292,7 +334,11 @@ pub(super) fn replace_bytes(db: Db<'_>, blob: i64, new: &NewBlob<'_>) -> StoreRe
     let sql = "UPDATE blob SET size = ?2, generation = ?3, stored_size = ?4, key_id = ?5, wrapped_key = ?6, \
                damaged_at = NULL WHERE id = ?1";
     let (size, stored_size) = (rows::signed(size)?, rows::signed(sealed.stored_size)?);
-    db.run(sql, params![blob, size, sealed.generation.to_string(), stored_size, key_id, wrapped_key]).map(drop)
+    db.run(
+        sql,
+        params![blob, size, sealed.generation.to_string(), stored_size, key_id, wrapped_key],
+    )
+    .map(drop)
 }
 
 /// A live blob with its link.
@@ -306,7 +352,11 @@ pub(super) struct LinkedBlob {
     damaged: bool,
 }
 
-pub(super) fn find_linked(db: Db<'_>, repository: RepositoryId, digest: &Digest) -> StoreResult<Option<LinkedBlob>> {
+pub(super) fn find_linked(
+    db: Db<'_>,
+    repository: RepositoryId,
+    digest: &Digest,
+) -> StoreResult<Option<LinkedBlob>> {
     let sql = format!(
         "SELECT l.id, b.id, b.account_id, b.encryption, {ARCHIVED}, b.damaged_at IS NOT NULL \
          FROM repository_blob l JOIN blob b ON b.id = l.blob_id \
@@ -340,7 +390,12 @@ pub(super) fn link(
 
 /// Extends the lease of a blob that was pushed or mounted again. From then on it is served even if
 /// every image that has it is archived.
-pub(super) fn confirm(db: Db<'_>, linked: &LinkedBlob, now: Timestamp, lease_until: Timestamp) -> StoreResult<()> {
+pub(super) fn confirm(
+    db: Db<'_>,
+    linked: &LinkedBlob,
+    now: Timestamp,
+    lease_until: Timestamp,
+) -> StoreResult<()> {
     // Later than an archival in the same millisecond.
     let sql = "UPDATE repository_blob SET linked_at = ?2 WHERE id = ?1 AND linked_at < ?2";
     db.run(sql, [linked.link, rows::millis(now).saturating_add(1)])?;
@@ -369,7 +424,8 @@ pub(super) fn find_live(
 
 /// Finds a live blob by its row id, with its bytes.
 pub(super) fn find_live_by_id(db: Db<'_>, blob: i64) -> StoreResult<Option<(i64, BlobKey)>> {
-    let sql = concat!("SELECT ", blob_columns!(), " FROM blob b WHERE b.id = ?1 AND b.state = 'live'");
+    let sql =
+        concat!("SELECT ", blob_columns!(), " FROM blob b WHERE b.id = ?1 AND b.state = 'live'");
     db.first(sql, [blob], |row| Ok((blob, bytes(row)?)))
 }
 
@@ -382,10 +438,14 @@ mod tests {
         let connection = super::super::schema::in_memory();
         for sql in [find_sql(), layer_sql()] {
             let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
-            let steps: Vec<String> = statement.raw_query().mapped(|row| row.get(3)).collect::<Result<_, _>>().unwrap();
+            let steps: Vec<String> =
+                statement.raw_query().mapped(|row| row.get(3)).collect::<Result<_, _>>().unwrap();
             // Each lookup of a link's edges reads one place of their index.
             assert!(steps.iter().any(|step| step.contains("manifest_blob_by_link")), "{steps:?}");
-            assert!(!steps.iter().any(|step| step.starts_with("SCAN") || step.contains("B-TREE")), "{steps:?}");
+            assert!(
+                !steps.iter().any(|step| step.starts_with("SCAN") || step.contains("B-TREE")),
+                "{steps:?}"
+            );
         }
     }
 }

@@ -9,8 +9,8 @@ use super::image_rows::{self, ImageRow};
 use super::rows::{self, optional_time, parsed, text};
 use super::{SqliteStore, events, jobs, repositories, storage_class, usage};
 use crate::manifests::{
-    BlobReference, ChildReference, ImageStatus, Manifest, ManifestId, ManifestStore, NewManifest, PutManifest,
-    PutManifestError, PutOutcome, SizeMismatch, TagEffect, tag_effect,
+    BlobReference, ChildReference, ImageStatus, Manifest, ManifestId, ManifestStore, NewManifest,
+    PutManifest, PutManifestError, PutOutcome, SizeMismatch, TagEffect, tag_effect,
 };
 use crate::repositories::RepositoryId;
 use crate::usage::repository_scope;
@@ -72,7 +72,8 @@ pub(super) fn find(
 
 pub(super) fn put(db: Db<'_>, put: &PutManifest) -> Result<PutOutcome, PutManifestError> {
     let PutManifest { repository, manifest, tags, now, max_images, max_tags, jobs } = put;
-    let image_repository = image_rows::find_repository(db, *repository)?.ok_or(PutManifestError::NoRepository)?;
+    let image_repository =
+        image_rows::find_repository(db, *repository)?.ok_or(PutManifestError::NoRepository)?;
     let known = image_rows::find_by_digest(db, *repository, &manifest.digest)?;
     // The references of a stored manifest exist: foreign keys restrict their deletion.
     let needs = if known.is_none() { Some(find_needs(db, *repository, manifest)?) } else { None };
@@ -124,7 +125,10 @@ pub(super) fn put(db: Db<'_>, put: &PutManifest) -> Result<PutOutcome, PutManife
         (None, needs) => insert(db, *repository, manifest, &needs.unwrap_or_default(), *now)?,
     };
     if outcome.retyped {
-        db.run("UPDATE manifest SET media_type = ?2 WHERE id = ?1", params![stored.id, stored.media_type])?;
+        db.run(
+            "UPDATE manifest SET media_type = ?2 WHERE id = ?1",
+            params![stored.id, stored.media_type],
+        )?;
     }
     if outcome.restored {
         storage_class::activate(db, stored.id, *now)?;
@@ -157,7 +161,11 @@ struct ManifestNeeds {
     image_size: i64,
 }
 
-fn find_needs(db: Db<'_>, repository: RepositoryId, manifest: &NewManifest) -> Result<ManifestNeeds, PutManifestError> {
+fn find_needs(
+    db: Db<'_>,
+    repository: RepositoryId,
+    manifest: &NewManifest,
+) -> Result<ManifestNeeds, PutManifestError> {
     let mut needs = ManifestNeeds::default();
     let pair = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
     let mut missing = Vec::new();
@@ -165,7 +173,8 @@ fn find_needs(db: Db<'_>, repository: RepositoryId, manifest: &NewManifest) -> R
         let sql = "SELECT l.id, b.size FROM repository_blob l JOIN blob b ON b.id = l.blob_id \
                    WHERE l.repository_id = ?1 AND l.digest = ?2 AND b.state = 'live' AND b.damaged_at IS NULL";
         let BlobReference { digest, size: stated, .. } = blob;
-        let found: Option<(i64, i64)> = db.first(sql, params![repository.0, digest.as_str()], pair)?;
+        let found: Option<(i64, i64)> =
+            db.first(sql, params![repository.0, digest.as_str()], pair)?;
         match found {
             Some((link, size)) => {
                 check_size(digest, *stated, size)?;
@@ -182,7 +191,8 @@ fn find_needs(db: Db<'_>, repository: RepositoryId, manifest: &NewManifest) -> R
     for ChildReference { digest, size: stated } in &manifest.children {
         let sql = "SELECT id, image_size, payload_size FROM manifest WHERE repository_id = ?1 AND digest = ?2";
         let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
-        let found: Option<(i64, i64, i64)> = db.first(sql, params![repository.0, digest.as_str()], read)?;
+        let found: Option<(i64, i64, i64)> =
+            db.first(sql, params![repository.0, digest.as_str()], read)?;
         match found {
             Some((id, image_size, size)) => {
                 check_size(digest, *stated, size)?;
@@ -246,7 +256,8 @@ fn insert(
     let sql = "INSERT INTO manifest_payload (manifest_id, payload) VALUES (?1, ?2)";
     db.run(sql, params![id, payload.as_ref()])?;
     for (link, blob) in needs.links.iter().zip(blobs) {
-        let sql = "INSERT INTO manifest_blob (manifest_id, link_id, media_type) VALUES (?1, ?2, ?3)";
+        let sql =
+            "INSERT INTO manifest_blob (manifest_id, link_id, media_type) VALUES (?1, ?2, ?3)";
         db.run(sql, params![id, link, blob.media_type])?;
     }
     for child in &needs.children {

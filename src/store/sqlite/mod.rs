@@ -86,24 +86,40 @@ impl SqliteStore {
     /// When the database does not exist, when its schema is of another version, or when SQLite
     /// fails.
     pub fn open_beside(path: &Path) -> StoreResult<Self> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | OpenFlags::SQLITE_OPEN_URI;
         let connection = connect(path, flags, WRITER_SETTINGS)?;
         schema::check(&connection, path)?;
         Self::start(path, connection, None, Disk::new(folder_of(path)))
     }
 
-    fn start(path: &Path, connection: Connection, lock: Option<ProcessLock>, disk: Disk) -> StoreResult<Self> {
+    fn start(
+        path: &Path,
+        connection: Connection,
+        lock: Option<ProcessLock>,
+        disk: Disk,
+    ) -> StoreResult<Self> {
         let disk = Arc::new(disk);
         let reserve = Arc::clone(&disk);
         let writer = Writer::start(connection, move || reserve.adjust_reserve())?;
         // One reader for each core, on which a request's thread runs, and one more; as many for
         // pages.
-        let readers = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(8)) + 1;
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+        let readers =
+            std::thread::available_parallelism().map_or(2, |cores| cores.get().min(8)) + 1;
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | OpenFlags::SQLITE_OPEN_URI;
         let reader = |_| connect(path, flags, READER_SETTINGS);
         let connections = || (0..readers).map(reader).collect::<StoreResult<Vec<Connection>>>();
         let probe = Probe::new(reader(0)?, Arc::clone(&disk));
-        Ok(Self { readers: Readers::new(connections()?, connections()?), probe, writer, disk, _lock: lock })
+        Ok(Self {
+            readers: Readers::new(connections()?, connections()?),
+            probe,
+            writer,
+            disk,
+            _lock: lock,
+        })
     }
 
     /// Returns the disk that holds the database, with its reserve.

@@ -102,7 +102,12 @@ pub(super) fn find(db: Db<'_>, repository: RepositoryId) -> StoreResult<Option<P
     })
 }
 
-pub(super) fn add_results(db: Db<'_>, run: PreviewRun, position: u64, results: &[PreviewResult]) -> StoreResult<bool> {
+pub(super) fn add_results(
+    db: Db<'_>,
+    run: PreviewRun,
+    position: u64,
+    results: &[PreviewResult],
+) -> StoreResult<bool> {
     let PreviewRun { repository, started_at, number } = run;
     let sql = "SELECT 1 FROM lifecycle_preview p JOIN repository r ON r.id = p.repository_id AND r.deleted_at IS NULL \
                WHERE p.repository_id = ?1 AND p.started_at = ?2 AND p.state = 'IN_PROGRESS'";
@@ -135,7 +140,8 @@ pub(super) fn finish(db: Db<'_>, run: PreviewRun, state: &PreviewState) -> Store
     let (state, completed_at, summary) = rows::preview_columns(state);
     let sql = "UPDATE lifecycle_preview SET state = ?3, completed_at = ?4, summary = ?5, run = ?6 \
                WHERE repository_id = ?1 AND started_at = ?2 AND state = 'IN_PROGRESS'";
-    let values = params![repository.0, rows::millis(started_at), state, completed_at, summary, number];
+    let values =
+        params![repository.0, rows::millis(started_at), state, completed_at, summary, number];
     db.run(sql, values).map(drop)
 }
 
@@ -205,7 +211,8 @@ pub(super) fn find_results(
 
 pub(super) fn prune_results(db: Db<'_>, run: PreviewRun, limit: usize) -> StoreResult<bool> {
     let PreviewRun { repository, started_at: _, number } = run;
-    Ok(find_run(db, repository)? != Some(number) || delete_results(db, repository, Some(number), limit)? == 0)
+    Ok(find_run(db, repository)? != Some(number)
+        || delete_results(db, repository, Some(number), limit)? == 0)
 }
 
 /// Deletes results of one run other than `kept`, and returns how many.

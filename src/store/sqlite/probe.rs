@@ -30,6 +30,8 @@ impl Probe {
             disk.adjust_reserve();
             Ok(())
         };
-        tokio::task::spawn_blocking(read).await.map_err(|error| StoreError::Backend(Box::new(error)))?
+        tokio::task::spawn_blocking(read)
+            .await
+            .map_err(|error| StoreError::Backend(Box::new(error)))?
     }
 }

@@ -38,7 +38,10 @@ impl ReadConnections {
     }
 
     /// Runs a read whose statements all see the same snapshot.
-    fn snapshot<T, E: From<StoreError>>(&self, read: impl FnOnce(Db<'_>) -> Result<T, E>) -> Result<T, E> {
+    fn snapshot<T, E: From<StoreError>>(
+        &self,
+        read: impl FnOnce(Db<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
         let connection = self.checkout();
         // The drop rolls back, which ends a read transaction as well.
         let _snapshot = connection.unchecked_transaction().map_err(StoreError::from)?;
@@ -59,7 +62,8 @@ impl Readers {
     /// Creates readers on these connections, at least one of each kind.
     pub(super) fn new(lookups: Vec<Connection>, pages: Vec<Connection>) -> Self {
         let permits = Semaphore::new(pages.len());
-        let connections = |of: Vec<Connection>| ReadConnections(of.into_iter().map(Mutex::new).collect());
+        let connections =
+            |of: Vec<Connection>| ReadConnections(of.into_iter().map(Mutex::new).collect());
         Self { lookups: connections(lookups), pages: Arc::new(connections(pages)), permits }
     }
 
@@ -70,7 +74,10 @@ impl Readers {
     }
 
     /// Runs a longer read on a blocking thread. All its statements see the same snapshot.
-    pub(super) async fn page<T, E>(&self, read: impl FnOnce(Db<'_>) -> Result<T, E> + Send + 'static) -> Result<T, E>
+    pub(super) async fn page<T, E>(
+        &self,
+        read: impl FnOnce(Db<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,

@@ -9,19 +9,28 @@ use super::{SqliteStore, jobs, repository_deletion, usage};
 use crate::StoreResult;
 use crate::jobs::{EvaluateLifecycle, JobPayload as _, NewJob};
 use crate::repositories::{
-    CreateRepositoryError, DeleteRepositoryError, Encryption, LifecycleSchedule, NewRepository, Repository,
-    RepositoryChange, RepositoryId, RepositoryStore, ResourceTag, TagMutability, TagResourceError,
+    CreateRepositoryError, DeleteRepositoryError, Encryption, LifecycleSchedule, NewRepository,
+    Repository, RepositoryChange, RepositoryId, RepositoryStore, ResourceTag, TagMutability,
+    TagResourceError,
 };
 use crate::usage::registry_scope;
 use wharfage_domain::names::{AccountId, RepositoryName};
 
 #[async_trait::async_trait]
 impl RepositoryStore for SqliteStore {
-    async fn create_repository(&self, new: NewRepository, max: u64) -> Result<Repository, CreateRepositoryError> {
+    async fn create_repository(
+        &self,
+        new: NewRepository,
+        max: u64,
+    ) -> Result<Repository, CreateRepositoryError> {
         self.grow(0, move |db| create(db, &new, max)).await
     }
 
-    async fn find_repository(&self, account: &AccountId, name: &RepositoryName) -> StoreResult<Option<Repository>> {
+    async fn find_repository(
+        &self,
+        account: &AccountId,
+        name: &RepositoryName,
+    ) -> StoreResult<Option<Repository>> {
         self.readers.read(|db| find(db, account, name))
     }
 
@@ -57,7 +66,12 @@ impl RepositoryStore for SqliteStore {
         self.writer.write(move |db| repository_deletion::delete(db, id, force, now)).await
     }
 
-    async fn empty_repository(&self, id: RepositoryId, limit: usize, now: Timestamp) -> StoreResult<bool> {
+    async fn empty_repository(
+        &self,
+        id: RepositoryId,
+        limit: usize,
+        now: Timestamp,
+    ) -> StoreResult<bool> {
         self.writer.write(move |db| repository_deletion::empty(db, id, limit, now)).await
     }
 
@@ -69,7 +83,12 @@ impl RepositoryStore for SqliteStore {
         self.readers.read(|db| list_resource_tags(db, id))
     }
 
-    async fn tag_resource(&self, id: RepositoryId, tags: Vec<ResourceTag>, max: usize) -> Result<(), TagResourceError> {
+    async fn tag_resource(
+        &self,
+        id: RepositoryId,
+        tags: Vec<ResourceTag>,
+        max: usize,
+    ) -> Result<(), TagResourceError> {
         self.writer.write(move |db| tag_resource(db, id, &tags, max)).await
     }
 
@@ -99,8 +118,13 @@ fn repository(row: &Row<'_>) -> StoreResult<Repository> {
     })
 }
 
-pub(super) fn create(db: Db<'_>, new: &NewRepository, max: u64) -> Result<Repository, CreateRepositoryError> {
-    let NewRepository { account, name, created_at, tag_mutability, scan_on_push, encryption, tags } = new;
+pub(super) fn create(
+    db: Db<'_>,
+    new: &NewRepository,
+    max: u64,
+) -> Result<Repository, CreateRepositoryError> {
+    let NewRepository { account, name, created_at, tag_mutability, scan_on_push, encryption, tags } =
+        new;
     if exists_by_name(db, account, name)? {
         return Err(CreateRepositoryError::AlreadyExists);
     }
@@ -142,7 +166,11 @@ pub(super) fn create(db: Db<'_>, new: &NewRepository, max: u64) -> Result<Reposi
     })
 }
 
-pub(super) fn find(db: Db<'_>, account: &AccountId, name: &RepositoryName) -> StoreResult<Option<Repository>> {
+pub(super) fn find(
+    db: Db<'_>,
+    account: &AccountId,
+    name: &RepositoryName,
+) -> StoreResult<Option<Repository>> {
     let sql = format!("SELECT {COLUMNS} FROM repository WHERE account_id = ?1 AND name = ?2");
     db.first(&sql, [account.as_str(), name.as_str()], repository)
 }
@@ -156,17 +184,37 @@ pub(super) fn exists(db: Db<'_>, id: RepositoryId) -> StoreResult<bool> {
     db.exists("SELECT 1 FROM repository WHERE id = ?1 AND deleted_at IS NULL", [id.0])
 }
 
-pub(super) fn exists_by_name(db: Db<'_>, account: &AccountId, name: &RepositoryName) -> StoreResult<bool> {
+pub(super) fn exists_by_name(
+    db: Db<'_>,
+    account: &AccountId,
+    name: &RepositoryName,
+) -> StoreResult<bool> {
     let sql = "SELECT 1 FROM repository WHERE account_id = ?1 AND name = ?2";
     db.exists(sql, [account.as_str(), name.as_str()])
 }
 
-pub(super) fn list(db: Db<'_>, account: &AccountId, after: Option<&str>, limit: usize) -> StoreResult<Vec<Repository>> {
-    let sql = format!("SELECT {COLUMNS} FROM repository WHERE account_id = ?1 AND name > ?2 ORDER BY name LIMIT ?3");
-    db.all(&sql, params![account.as_str(), after.unwrap_or_default(), rows::limit(limit)], repository)
+pub(super) fn list(
+    db: Db<'_>,
+    account: &AccountId,
+    after: Option<&str>,
+    limit: usize,
+) -> StoreResult<Vec<Repository>> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM repository WHERE account_id = ?1 AND name > ?2 ORDER BY name LIMIT ?3"
+    );
+    db.all(
+        &sql,
+        params![account.as_str(), after.unwrap_or_default(), rows::limit(limit)],
+        repository,
+    )
 }
 
-pub(super) fn change(db: Db<'_>, id: RepositoryId, change: &RepositoryChange, jobs: &[NewJob]) -> StoreResult<bool> {
+pub(super) fn change(
+    db: Db<'_>,
+    id: RepositoryId,
+    change: &RepositoryChange,
+    jobs: &[NewJob],
+) -> StoreResult<bool> {
     let id = id.0;
     let changed = match change {
         RepositoryChange::TagMutability(TagMutability { mode, exclusions }) => db.run(
@@ -209,10 +257,13 @@ pub(super) fn change(db: Db<'_>, id: RepositoryId, change: &RepositoryChange, jo
 pub(super) fn schedule_lifecycle(db: Db<'_>, schedule: &LifecycleSchedule) -> StoreResult<usize> {
     let LifecycleSchedule { now, next_due: (from, to), limit } = schedule;
     let sql = "SELECT id FROM repository WHERE lifecycle_due_at <= ?1 ORDER BY lifecycle_due_at, id LIMIT ?2";
-    let due = db.all(sql, [rows::millis(*now), rows::limit(*limit)], |row| Ok(row.get::<_, i64>(0)?))?;
-    let (from, span) = (rows::millis(*from), rows::millis(*to).saturating_sub(rows::millis(*from)).max(0));
+    let due =
+        db.all(sql, [rows::millis(*now), rows::limit(*limit)], |row| Ok(row.get::<_, i64>(0)?))?;
+    let (from, span) =
+        (rows::millis(*from), rows::millis(*to).saturating_sub(rows::millis(*from)).max(0));
     for id in &due {
-        let sql = "UPDATE repository SET lifecycle_due_at = ?2 + abs(random() % (?3 + 1)) WHERE id = ?1";
+        let sql =
+            "UPDATE repository SET lifecycle_due_at = ?2 + abs(random() % (?3 + 1)) WHERE id = ?1";
         db.run(sql, [*id, from, span])?;
         let job = EvaluateLifecycle { repository: RepositoryId(*id) }.job(*now);
         let runs = "SELECT 1 FROM job WHERE kind = ?1 AND key = ?2 AND state = 'running'";
@@ -250,7 +301,10 @@ pub(super) fn tag_resource(
 
 pub(super) fn untag_resource(db: Db<'_>, id: RepositoryId, keys: &[String]) -> StoreResult<()> {
     for key in keys {
-        db.run("DELETE FROM resource_tag WHERE repository_id = ?1 AND key = ?2", params![id.0, key])?;
+        db.run(
+            "DELETE FROM resource_tag WHERE repository_id = ?1 AND key = ?2",
+            params![id.0, key],
+        )?;
     }
     touch(db, id)
 }

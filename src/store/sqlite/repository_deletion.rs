@@ -13,7 +13,12 @@ use crate::usage::repository_scope;
 /// The number of tags and edges a batch may delete for each image that it may delete.
 const ROWS_PER_IMAGE: usize = 10;
 
-pub(super) fn delete(db: Db<'_>, id: RepositoryId, force: bool, now: Timestamp) -> Result<(), DeleteRepositoryError> {
+pub(super) fn delete(
+    db: Db<'_>,
+    id: RepositoryId,
+    force: bool,
+    now: Timestamp,
+) -> Result<(), DeleteRepositoryError> {
     if !repositories::exists(db, id)? {
         return Err(DeleteRepositoryError::NotFound);
     }
@@ -27,12 +32,18 @@ pub(super) fn delete(db: Db<'_>, id: RepositoryId, force: bool, now: Timestamp) 
     Ok(())
 }
 
-pub(super) fn empty(db: Db<'_>, id: RepositoryId, limit: usize, now: Timestamp) -> StoreResult<bool> {
+pub(super) fn empty(
+    db: Db<'_>,
+    id: RepositoryId,
+    limit: usize,
+    now: Timestamp,
+) -> StoreResult<bool> {
     if !db.exists("SELECT 1 FROM repository WHERE id = ?1 AND deleted_at IS NOT NULL", [id.0])? {
         return Ok(true);
     }
-    let did =
-        uploads::cancel_all(db, id, limit, now)? > 0 || delete_images(db, id, limit)? || delete_rest(db, id, limit)?;
+    let did = uploads::cancel_all(db, id, limit, now)? > 0
+        || delete_images(db, id, limit)?
+        || delete_rest(db, id, limit)?;
     if !did {
         db.run("DELETE FROM usage WHERE scope = ?1", [repository_scope(id)])?;
         db.run("DELETE FROM repository WHERE id = ?1", [id.0])?;
@@ -105,7 +116,10 @@ mod tests {
             let done = empty(db, RepositoryId(1), LIMIT, Timestamp::UNIX_EPOCH).unwrap();
             let changed = connection.total_changes() - before;
             // Triggers change another row with each deleted one.
-            assert!(changed <= (LIMIT * 2 * (ROWS_PER_IMAGE + 1)) as u64, "{changed} rows in one batch");
+            assert!(
+                changed <= (LIMIT * 2 * (ROWS_PER_IMAGE + 1)) as u64,
+                "{changed} rows in one batch"
+            );
             batches += 1;
             if done {
                 break;

@@ -19,7 +19,8 @@ pub(super) fn set(
     class: StorageClass,
     now: Timestamp,
 ) -> Result<ImageStatus, StorageClassError> {
-    let stored = image_rows::find_by_digest(db, repository, digest)?.ok_or(StorageClassError::NotFound)?;
+    let stored =
+        image_rows::find_by_digest(db, repository, digest)?.ok_or(StorageClassError::NotFound)?;
     move_to(db, repository, &stored, class, now)
 }
 
@@ -31,7 +32,8 @@ pub(super) fn archive(
     now: Timestamp,
 ) -> Result<(), StorageClassError> {
     image_deletion::check_policy(db, repository, decision)??;
-    let stored = image_rows::find_by_digest(db, repository, digest)?.ok_or(StorageClassError::NotFound)?;
+    let stored =
+        image_rows::find_by_digest(db, repository, digest)?.ok_or(StorageClassError::NotFound)?;
     image_deletion::check_image(db, repository, &stored, decision, Some(StorageClass::Archive))??;
     move_to(db, repository, &stored, StorageClass::Archive, now).map(drop)
 }
@@ -66,8 +68,7 @@ fn move_to(
             if !holders.is_empty() {
                 return Err(StorageClassError::ReferencedBy(holders));
             }
-            let sql =
-                "UPDATE manifest SET status = 'ARCHIVED', archived_at = ?2, revision = revision + 1 WHERE id = ?1";
+            let sql = "UPDATE manifest SET status = 'ARCHIVED', archived_at = ?2, revision = revision + 1 WHERE id = ?1";
             db.run(sql, [stored.id, rows::millis(now)])?;
             mark_archived(db, stored.id, Some(now))?;
             (ImageStatus::Archived, None)
@@ -120,7 +121,10 @@ pub(super) fn restore_children(
     while let Some(parent) = parents.pop() {
         for child in db.all(&sql, params![parent], ImageRow::read)? {
             activate(db, child.id, now)?;
-            events::record(db, &child.events(image_repository).moved(StorageClass::Standard, Some(now), now))?;
+            events::record(
+                db,
+                &child.events(image_repository).moved(StorageClass::Standard, Some(now), now),
+            )?;
             image_rows::enqueue_follow_up(db, repository, &child.digest, now)?;
             parents.push(child.id);
         }

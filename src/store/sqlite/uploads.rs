@@ -13,8 +13,8 @@ use super::{SqliteStore, jobs, repositories};
 use crate::jobs::{DeleteGeneration, JobPayload as _, late};
 use crate::repositories::RepositoryId;
 use crate::uploads::{
-    AdvanceUpload, COUNT_LIMIT, CommitOutcome, CommitUpload, KnownBlob, LATE_WRITE, Upload, UploadClaim, UploadError,
-    UploadProgress, UploadStore,
+    AdvanceUpload, COUNT_LIMIT, CommitOutcome, CommitUpload, KnownBlob, LATE_WRITE, Upload,
+    UploadClaim, UploadError, UploadProgress, UploadStore,
 };
 use crate::{Generation, StoreResult, WriterState};
 
@@ -39,7 +39,13 @@ impl UploadStore for SqliteStore {
         self.writer.write(move |db| claim(db, id, read, fresh, now, lease)).await
     }
 
-    async fn renew_upload(&self, id: Uuid, version: i64, now: Timestamp, lease: Duration) -> Result<(), UploadError> {
+    async fn renew_upload(
+        &self,
+        id: Uuid,
+        version: i64,
+        now: Timestamp,
+        lease: Duration,
+    ) -> Result<(), UploadError> {
         self.writer.write(move |db| renew(db, id, version, now, lease)).await
     }
 
@@ -65,7 +71,12 @@ impl UploadStore for SqliteStore {
         self.writer.write(move |db| cancel(db, repository, id, version, now)).await
     }
 
-    async fn cancel_stale_uploads(&self, before: Timestamp, now: Timestamp, limit: usize) -> StoreResult<u64> {
+    async fn cancel_stale_uploads(
+        &self,
+        before: Timestamp,
+        now: Timestamp,
+        limit: usize,
+    ) -> StoreResult<u64> {
         self.writer.write(move |db| cancel_stale(db, before, now, limit)).await
     }
 
@@ -75,7 +86,18 @@ impl UploadStore for SqliteStore {
 }
 
 pub(super) fn create(db: Db<'_>, upload: &Upload, claim: Option<Duration>) -> StoreResult<bool> {
-    let Upload { id, repository, generation, key, algorithm, started_at, announced, version, progress, .. } = upload;
+    let Upload {
+        id,
+        repository,
+        generation,
+        key,
+        algorithm,
+        started_at,
+        announced,
+        version,
+        progress,
+        ..
+    } = upload;
     let UploadProgress { offset, hash_state, writer, protocol_state, updated_at } = progress;
     if !repositories::exists(db, *repository)? {
         return Ok(false);
@@ -162,7 +184,13 @@ fn claim_end(now: Timestamp, lease: Duration) -> i64 {
     rows::millis(now).saturating_add(rows::lease(lease))
 }
 
-pub(super) fn renew(db: Db<'_>, id: Uuid, version: i64, now: Timestamp, lease: Duration) -> Result<(), UploadError> {
+pub(super) fn renew(
+    db: Db<'_>,
+    id: Uuid,
+    version: i64,
+    now: Timestamp,
+    lease: Duration,
+) -> Result<(), UploadError> {
     let id = id.to_string();
     let sql = "UPDATE upload SET claimed_until = ?3 WHERE id = ?1 AND version = ?2 AND claimed_until IS NOT NULL";
     match db.run(sql, params![id, version, claim_end(now, lease)])? {
@@ -216,8 +244,9 @@ pub(super) fn commit(db: Db<'_>, commit: &CommitUpload) -> Result<CommitOutcome,
     let CommitUpload { id, version, digest, size, sealed, known, now, lease_until } = commit;
     let id = id.to_string();
     let sql = "SELECT version, repository_id, key_id, wrapped_key FROM upload WHERE id = ?1";
-    let read =
-        |row: &Row<'_>| Ok((row.get(0)?, RepositoryId(row.get(1)?), rows::key_reference(row.get(2)?, row.get(3)?)?));
+    let read = |row: &Row<'_>| {
+        Ok((row.get(0)?, RepositoryId(row.get(1)?), rows::key_reference(row.get(2)?, row.get(3)?)?))
+    };
     let (stored, repository, key) = db.first(sql, [&id], read)?.ok_or(UploadError::NotFound)?;
     let stored: i64 = stored;
     if stored != *version {
@@ -225,7 +254,15 @@ pub(super) fn commit(db: Db<'_>, commit: &CommitUpload) -> Result<CommitOutcome,
     }
     let found = repositories::find_by_id(db, repository)?.ok_or(UploadError::NotFound)?;
     let (account, encryption) = (found.account.as_str(), rows::encryption(&found.encryption));
-    let new = NewBlob { account, encryption: &encryption, digest, size: *size, sealed, key: key.as_ref(), now: *now };
+    let new = NewBlob {
+        account,
+        encryption: &encryption,
+        digest,
+        size: *size,
+        sealed,
+        key: key.as_ref(),
+        now: *now,
+    };
 
     // The repository's own blob comes before the account's: it may have another encryption.
     let mut gone = sealed.leftover.clone();
@@ -236,11 +273,20 @@ pub(super) fn commit(db: Db<'_>, commit: &CommitUpload) -> Result<CommitOutcome,
     };
     let (blob, committed) = match (live, known) {
         (None, _) => (layers::insert(db, &new, *lease_until)?, CommitOutcome::New),
-        (Some((blob, bytes)), Some(KnownBlob { generation, intact })) if *generation == bytes.generation => {
+        (Some((blob, bytes)), Some(KnownBlob { generation, intact }))
+            if *generation == bytes.generation =>
+        {
             if *intact {
                 gone.push(sealed.generation);
                 layers::set_damaged(db, bytes.generation, None)?;
-                (blob, if linked.is_some() { CommitOutcome::AlreadyInRepository } else { CommitOutcome::Shared })
+                (
+                    blob,
+                    if linked.is_some() {
+                        CommitOutcome::AlreadyInRepository
+                    } else {
+                        CommitOutcome::Shared
+                    },
+                )
             } else {
                 gone.push(bytes.generation);
                 layers::replace_bytes(db, blob, &new)?;
@@ -267,7 +313,9 @@ pub(super) fn cancel(
     version: Option<i64>,
     now: Timestamp,
 ) -> StoreResult<bool> {
-    let sql = format!("{REMOVABLE} WHERE id = ?1 AND repository_id = ?2 AND version = coalesce(?3, version)");
+    let sql = format!(
+        "{REMOVABLE} WHERE id = ?1 AND repository_id = ?2 AND version = coalesce(?3, version)"
+    );
     let found = db.first(&sql, params![id.to_string(), repository.0, version], removable)?;
     let was_there = found.is_some();
     if let Some(mut upload) = found {
@@ -277,19 +325,29 @@ pub(super) fn cancel(
     Ok(was_there)
 }
 
-pub(super) fn cancel_stale(db: Db<'_>, before: Timestamp, now: Timestamp, limit: usize) -> StoreResult<u64> {
+pub(super) fn cancel_stale(
+    db: Db<'_>,
+    before: Timestamp,
+    now: Timestamp,
+    limit: usize,
+) -> StoreResult<u64> {
     let idle = format!(
         "{REMOVABLE} WHERE updated_at < ?1 AND (claimed_until IS NULL OR claimed_until <= ?2) \
          ORDER BY updated_at, id LIMIT ?3"
     );
-    let unannounced =
-        format!("{REMOVABLE} WHERE announced = 0 AND claimed_until <= ?1 ORDER BY claimed_until LIMIT ?2");
+    let unannounced = format!(
+        "{REMOVABLE} WHERE announced = 0 AND claimed_until <= ?1 ORDER BY claimed_until LIMIT ?2"
+    );
     let mut count = 0;
-    for upload in db.all(&idle, [rows::millis(before), rows::millis(now), rows::limit(limit)], removable)? {
+    for upload in
+        db.all(&idle, [rows::millis(before), rows::millis(now), rows::limit(limit)], removable)?
+    {
         remove(db, upload, now)?;
         count += 1;
     }
-    for upload in db.all(&unannounced, [rows::millis(now - LATE_WRITE), rows::limit(limit)], removable)? {
+    for upload in
+        db.all(&unannounced, [rows::millis(now - LATE_WRITE), rows::limit(limit)], removable)?
+    {
         remove(db, upload, now)?;
         count += 1;
     }
@@ -297,7 +355,12 @@ pub(super) fn cancel_stale(db: Db<'_>, before: Timestamp, now: Timestamp, limit:
 }
 
 /// Removes at most `limit` sessions of a deleted repository, and returns how many.
-pub(super) fn cancel_all(db: Db<'_>, repository: RepositoryId, limit: usize, now: Timestamp) -> StoreResult<usize> {
+pub(super) fn cancel_all(
+    db: Db<'_>,
+    repository: RepositoryId,
+    limit: usize,
+    now: Timestamp,
+) -> StoreResult<usize> {
     let sql = format!("{REMOVABLE} WHERE repository_id = ?1 LIMIT ?2");
     let gone = db.all(&sql, [repository.0, rows::limit(limit)], removable)?;
     let count = gone.len();

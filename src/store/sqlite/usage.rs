@@ -22,6 +22,8 @@ impl UsageStore for SqliteStore {
 /// Returns the items and bytes of a scope.
 pub(super) fn find(db: Db<'_>, scope: &str) -> StoreResult<(u64, u64)> {
     let sql = "SELECT items, bytes FROM usage WHERE scope = ?1";
-    let usage = db.first(sql, [scope], |row| Ok((rows::unsigned(row.get(0)?)?, rows::unsigned(row.get(1)?)?)))?;
+    let usage = db.first(sql, [scope], |row| {
+        Ok((rows::unsigned(row.get(0)?)?, rows::unsigned(row.get(1)?)?))
+    })?;
     Ok(usage.unwrap_or_default())
 }

@@ -81,7 +81,8 @@ impl Writer {
         let Some(reason) = last_failure else { return Ok(()) };
         // Writes the value that is there.
         let check = self.write(|db| {
-            let version: Option<i64> = db.first("PRAGMA user_version", [], |row| Ok(row.get(0)?))?;
+            let version: Option<i64> =
+                db.first("PRAGMA user_version", [], |row| Ok(row.get(0)?))?;
             let version = version.unwrap_or_default();
             db.0.pragma_update(None, "user_version", version)?;
             StoreResult::Ok(())
@@ -103,15 +104,18 @@ impl Writer {
         let (caller, outcome) = oneshot::channel();
         let operation: WriteOperation = Box::new(move |connection| {
             let result = catch_unwind(AssertUnwindSafe(|| operation(Db(connection))));
-            let result =
-                result.unwrap_or_else(|_| Err(StoreError::Backend("a write panicked: see the log".into()).into()));
+            let result = result.unwrap_or_else(|_| {
+                Err(StoreError::Backend("a write panicked: see the log".into()).into())
+            });
             let keep = result.is_ok();
             let reply = move |committed: Result<(), &FailedCommit>| {
                 // A refusal may rest on earlier writes of the batch, so a failed commit voids it as
                 // well.
                 let result = match committed {
                     Ok(()) => result,
-                    Err(FailedCommit { reason, full: true }) => Err(StoreError::Full(reason.clone()).into()),
+                    Err(FailedCommit { reason, full: true }) => {
+                        Err(StoreError::Full(reason.clone()).into())
+                    }
                     Err(FailedCommit { reason, full: false }) => {
                         Err(StoreError::Unavailable(format!("the commit failed: {reason}")).into())
                     }
@@ -121,7 +125,8 @@ impl Writer {
             };
             FinishedWrite { keep, reply: Box::new(reply) }
         });
-        let stopped = || StoreError::Unavailable("the database takes no writes: see the log".into());
+        let stopped =
+            || StoreError::Unavailable("the database takes no writes: see the log".into());
         let queue = self.queue.as_ref().ok_or_else(stopped)?;
         queue.send(operation).await.map_err(|_| stopped())?;
         outcome.await.map_err(|_| stopped())?
@@ -170,7 +175,8 @@ fn write_all(
     // Keeps the log and its index with their space: on a full disk the next start could not create
     // them.
     if space_is_short()
-        && let Err(error) = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+        && let Err(error) =
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
     {
         tracing::warn!(%error, "the disk is nearly full; cannot keep the database's log");
     }
@@ -192,7 +198,8 @@ fn write_batch(
         // Some failures, above all a full disk, roll back the whole transaction.
         if connection.is_autocommit() {
             finished.push(write);
-            let failed = FailedCommit { reason: "the database rolled back".into(), full: space_is_short() };
+            let failed =
+                FailedCommit { reason: "the database rolled back".into(), full: space_is_short() };
             return Ok(Some(reply_failed(finished, failed)));
         }
         if !write.keep {
@@ -313,7 +320,9 @@ mod tests {
             db.run("INSERT INTO parent VALUES (3)", [])?;
             if count_rows(db)? > 0 { panic!("as the test wants") } else { StoreResult::Ok(()) }
         });
-        let all = async { tokio::join!(insert(&writer, 1), fails, panics, insert(&writer, 1), insert(&writer, 4)) };
+        let all = async {
+            tokio::join!(insert(&writer, 1), fails, panics, insert(&writer, 1), insert(&writer, 4))
+        };
         let mut all = std::pin::pin!(all);
         assert!(futures::poll!(&mut all).is_pending());
         drop(release);

@@ -56,7 +56,10 @@ async fn when_all_connections_are_busy_others_are_told_to_come_back() {
     let request = siege.target.head("GET", "/v2/", "Connection: close\r\n");
     let answer = fresh(&siege, &request).await;
     assert_eq!(parts(&answer).0, 503, "{answer}");
-    assert!(answer.contains("\r\nRetry-After: 1\r\n") && answer.contains("\r\nConnection: close\r\n"), "{answer}");
+    assert!(
+        answer.contains("\r\nRetry-After: 1\r\n") && answer.contains("\r\nConnection: close\r\n"),
+        "{answer}"
+    );
     let (status, said) = siege.ask("/readyz").await;
     assert!(status == 200 && said.contains("all connections are busy"), "{status} {said}");
     assert!(siege.sum("wharfage_connections_refused_total").await >= 1.0);

@@ -98,7 +98,9 @@ async fn a_connection_that_takes_all_its_requests_back_is_ended() {
     let mut sent = 0;
     'connection: for number in 0..MOST {
         // The answer to the ping says that the request before it was seen.
-        let begun = [frame(HEADERS, END_HEADERS, 2 * number + 1, &block), frame(PING, 0, 0, &[0; 8])].concat();
+        let begun =
+            [frame(HEADERS, END_HEADERS, 2 * number + 1, &block), frame(PING, 0, 0, &[0; 8])]
+                .concat();
         if stream.write_all(&begun).await.is_err() {
             break;
         }
@@ -137,7 +139,11 @@ async fn a_connection_that_sends_what_asks_for_nothing_is_ended() {
         ("pings", Vec::new(), Box::new(|_| frame(PING, 0, 0, &[0; 8]))),
         ("pings beside a request", head(1), Box::new(|_| frame(PING, 0, 0, &[0; 8]))),
         ("settings", Vec::new(), Box::new(|_| frame(SETTINGS, 0, 0, &[]))),
-        ("continuations", frame(HEADERS, 0, 1, &block), Box::new(|_| frame(CONTINUATION, 0, 1, &[]))),
+        (
+            "continuations",
+            frame(HEADERS, 0, 1, &block),
+            Box::new(|_| frame(CONTINUATION, 0, 1, &[])),
+        ),
         ("resets at once", Vec::new(), Box::new(move |number| reset(2 * number + 1))),
     ];
     for (flood, first, more) in floods {
@@ -168,19 +174,23 @@ async fn a_connection_that_sends_what_asks_for_nothing_is_ended() {
 #[tokio::test]
 async fn a_peer_with_many_streams_leaves_requests_to_others() {
     let certificate = Arc::new(Certificate::new());
-    let siege = Siege::start(bed::wharfage().tls(&certificate).arg("--max-connections").arg("16")).await;
+    let siege =
+        Siege::start(bed::wharfage().tls(&certificate).arg("--max-connections").arg("16")).await;
     let authority = siege.target.server.tls_authority();
     let target = format!("https://{authority}{}", siege.repository().manifest("half"));
     let mut client = certificate.connect_http2(authority).await;
     let mut streams = Vec::new();
     for _ in 0..64 {
-        let request = Request::put(&target).header("authorization", siege.repository().authorization());
+        let request =
+            Request::put(&target).header("authorization", siege.repository().authorization());
         let request = request.header("content-length", 4 * MIB).body(()).unwrap();
         client = client.ready().await.unwrap();
         streams.push(client.send_request(request, false).unwrap());
     }
     // Twelve are the share of one address; the others are asked to come back.
-    siege.wait_for_sum("wharfage_http_requests_total{operation=\"other\",status=\"503\"", 52.0).await;
+    siege
+        .wait_for_sum("wharfage_http_requests_total{operation=\"other\",status=\"503\"", 52.0)
+        .await;
     let elsewhere = from_elsewhere(authority, [127, 0, 0, 2]).await;
     let mut stream = certificate.over(elsewhere, &["http/1.1"]).await;
     let head = siege.target.head("GET", "/v2/", "Connection: close\r\n");
@@ -189,7 +199,11 @@ async fn a_peer_with_many_streams_leaves_requests_to_others() {
     stream.read_to_string(&mut answer).await.unwrap();
     assert_eq!(parts(&answer).0, 200, "{answer}");
     // One was the image that others pull.
-    assert_eq!(siege.sum("wharfage_http_requests_total{operation=\"PUT manifest\"").await, 1.0, "twelve run on");
+    assert_eq!(
+        siege.sum("wharfage_http_requests_total{operation=\"PUT manifest\"").await,
+        1.0,
+        "twelve run on"
+    );
 }
 
 #[tokio::test]
@@ -206,8 +220,9 @@ async fn manifests_on_many_streams_take_no_more_than_their_share() {
         connections.spawn(async move {
             let mut streams = tokio::task::JoinSet::new();
             for _ in 0..64 {
-                let request =
-                    Request::put(&target).header("authorization", &token).header("content-type", images::IMAGE);
+                let request = Request::put(&target)
+                    .header("authorization", &token)
+                    .header("content-type", images::IMAGE);
                 let request = request.header("content-length", 4 * MIB).body(()).unwrap();
                 client = client.ready().await.unwrap();
                 let (answer, mut stream) = client.send_request(request, false).unwrap();
@@ -216,7 +231,9 @@ async fn manifests_on_many_streams_take_no_more_than_their_share() {
                     for _ in 0..63 {
                         stream.reserve_capacity(piece.len());
                         let ready = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await;
-                        if !matches!(ready, Some(Ok(_))) || stream.send_data(piece.clone(), false).is_err() {
+                        if !matches!(ready, Some(Ok(_)))
+                            || stream.send_data(piece.clone(), false).is_err()
+                        {
                             break;
                         }
                     }
@@ -226,7 +243,9 @@ async fn manifests_on_many_streams_take_no_more_than_their_share() {
             while streams.join_next().await.is_some() {}
         });
     }
-    siege.wait_for_sum("wharfage_http_requests_total{operation=\"PUT manifest\",status=\"503\"", 1.0).await;
+    siege
+        .wait_for_sum("wharfage_http_requests_total{operation=\"PUT manifest\",status=\"503\"", 1.0)
+        .await;
     connections.shutdown().await;
     others.end(NAME).await;
     siege.assert_over(NAME).await;

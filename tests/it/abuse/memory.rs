@@ -13,7 +13,8 @@ use crate::oci::images;
 
 /// A call of the API as sent over the wire, without its body.
 fn head(call: &ApiCall, authority: &str, length: usize) -> String {
-    let headers: String = call.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let headers: String =
+        call.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     format!("POST / HTTP/1.1\r\nHost: {authority}\r\n{headers}Content-Length: {length}\r\n\r\n")
 }
 
@@ -27,15 +28,17 @@ async fn batches_that_nobody_reads_take_no_more_than_their_share() {
         let digest = siege.repository().put_ok(Digest::sha256(&manifest), &manifest).await;
         ids.push(serde_json::json!({"imageDigest": digest}));
     }
-    let body = serde_json::json!({"repositoryName": siege.repository().name, "imageIds": ids}).to_string();
+    let body =
+        serde_json::json!({"repositoryName": siege.repository().name, "imageIds": ids}).to_string();
     let authority = siege.target.server.authority();
     let call = siege.target.api("BatchGetImage", body.as_str()).signed(authority);
     let request = head(&call, authority, body.len()) + &body;
     let others = siege.others();
     let mut clients = deaf_ones(&siege, 64, &request).await;
     siege.wait_for_sum("wharfage_http_requests_total{operation=\"BatchGetImage\"", 64.0).await;
-    let answered =
-        |status: u16| format!("wharfage_http_requests_total{{operation=\"BatchGetImage\",status=\"{status}\"");
+    let answered = |status: u16| {
+        format!("wharfage_http_requests_total{{operation=\"BatchGetImage\",status=\"{status}\"")
+    };
     assert!(siege.sum(&answered(200)).await >= 1.0);
     assert!(siege.sum(&answered(400)).await >= 1.0);
     assert!(siege.sum("wharfage_body_memory_refusals_total{").await >= 1.0);
@@ -86,9 +89,14 @@ async fn manifests_that_are_half_sent_or_not_read_take_no_more_than_their_share(
             stream
         });
     }
-    siege.wait_for_sum("wharfage_http_requests_total{operation=\"PUT manifest\",status=\"503\"", 1.0).await;
+    siege
+        .wait_for_sum("wharfage_http_requests_total{operation=\"PUT manifest\",status=\"503\"", 1.0)
+        .await;
     // A small one is taken all the same.
-    siege.repository().put_ok("other", images::image(siege.repository()).await.to_string().as_bytes()).await;
+    siege
+        .repository()
+        .put_ok("other", images::image(siege.repository()).await.to_string().as_bytes())
+        .await;
     senders.shutdown().await;
     others.end(NAME).await;
     siege.assert_over(NAME).await;
@@ -100,10 +108,11 @@ async fn unsigned_bodies_hold_nothing_back_from_signed_ones() {
     let siege = Siege::start(bed::wharfage()).await;
     let authority = siege.target.server.authority();
     let others = siege.others();
-    let unsigned = siege.target.api("UploadLayerPart", "{").signed(authority).bent("authorization", |value| {
-        let (before, _) = value.split_once("Signature=").unwrap();
-        format!("{before}Signature={}", "0".repeat(64))
-    });
+    let unsigned =
+        siege.target.api("UploadLayerPart", "{").signed(authority).bent("authorization", |value| {
+            let (before, _) = value.split_once("Signature=").unwrap();
+            format!("{before}Signature={}", "0".repeat(64))
+        });
     let head = head(&unsigned, authority, 32 * MIB as usize);
     let mut senders = tokio::task::JoinSet::new();
     for number in 0..32 {
@@ -123,11 +132,18 @@ async fn unsigned_bodies_hold_nothing_back_from_signed_ones() {
     let part = unique(5 * MIB as usize);
     let upload = ecr.initiate_layer_upload().repository_name(name).send().await.unwrap();
     let sent = ecr.upload_layer_part().repository_name(name).upload_id(upload.upload_id().unwrap());
-    let sent = sent.part_first_byte(0).part_last_byte(part.len() as i64 - 1).layer_part_blob(Blob::new(part));
+    let sent = sent
+        .part_first_byte(0)
+        .part_last_byte(part.len() as i64 - 1)
+        .layer_part_blob(Blob::new(part));
     assert_eq!(sent.send().await.unwrap().last_byte_received(), Some(5 * MIB as i64 - 1));
     // Nor from a client that is not known yet and comes from another address.
     let body = "{}".to_owned() + &" ".repeat(MIB as usize);
-    let first = siege.target.api("DescribeRegistry", body.as_str()).header("connection", "close").signed(authority);
+    let first = siege
+        .target
+        .api("DescribeRegistry", body.as_str())
+        .header("connection", "close")
+        .signed(authority);
     let mut stream = from_elsewhere(authority, [127, 0, 0, 3]).await;
     stream.write_all((self::head(&first, authority, body.len()) + &body).as_bytes()).await.unwrap();
     let mut answer = String::new();
@@ -156,7 +172,9 @@ async fn one_caller_leaves_memory_to_another() {
             stream
         });
     }
-    siege.wait_for_sum("wharfage_http_requests_total{operation=\"PUT manifest\",status=\"503\"", 1.0).await;
+    siege
+        .wait_for_sum("wharfage_http_requests_total{operation=\"PUT manifest\",status=\"503\"", 1.0)
+        .await;
     // A large one: it needs more than the memory that is free for everybody.
     siege.repository().put_ok("large", &manifest).await;
     siege.repository().get(&siege.repository().manifest("large")).await.assert_status(200);
@@ -226,7 +244,8 @@ async fn who_is_too_slow_is_cut_off() {
     let siege = Siege::start(bed::wharfage()).await;
     let location = siege.repository().begin().await;
     let authority = siege.target.server.authority();
-    let put = siege.target.head("PUT", &siege.repository().manifest("slow"), "Content-Length: 1000\r\n");
+    let put =
+        siege.target.head("PUT", &siege.repository().manifest("slow"), "Content-Length: 1000\r\n");
     let patch = siege.target.head("PATCH", &location, "Content-Length: 1000\r\n");
     let (mut head, mut manifest, mut chunk) = (
         TcpStream::connect(authority).await.unwrap(),

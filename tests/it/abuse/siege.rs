@@ -45,7 +45,9 @@ impl Siege {
         let target = Target::of(launch.arg("--admin-listen").arg("127.0.0.1:0")).await;
         let group = MemoryGroup::of(target.server.pid());
         match &group {
-            Some(group) => eprintln!("held to {} MiB by the control group {}", LIMIT / MIB, group.0.display()),
+            Some(group) => {
+                eprintln!("held to {} MiB by the control group {}", LIMIT / MIB, group.0.display())
+            }
             None => eprintln!("no memory cgroup can be made here: the peak is only measured"),
         }
         let address = target.server.wait_for(|line| {
@@ -158,7 +160,8 @@ struct MemoryGroup(PathBuf);
 impl MemoryGroup {
     fn of(pid: u32) -> Option<Self> {
         let (v1, v2) = (Path::new("/sys/fs/cgroup/memory"), Path::new("/sys/fs/cgroup"));
-        let (root, file) = if v1.is_dir() { (v1, "memory.limit_in_bytes") } else { (v2, "memory.max") };
+        let (root, file) =
+            if v1.is_dir() { (v1, "memory.limit_in_bytes") } else { (v2, "memory.max") };
         let folder = root.join(format!("wharfage-test-{}", uuid::Uuid::new_v4().simple()));
         std::fs::create_dir(&folder).ok()?;
         let group = Self(folder);
@@ -166,9 +169,16 @@ impl MemoryGroup {
         std::fs::write(group.0.join("cgroup.procs"), pid.to_string()).ok()?;
         // It is in force: the process is in it, and the kernel has taken the limit.
         let name = group.0.file_name().expect("a group has a name").to_string_lossy();
-        let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("the process's groups");
-        assert!(groups.lines().any(|line| line.ends_with(&*name)), "{pid} is not in {name}: {groups}");
-        assert_eq!(std::fs::read_to_string(group.0.join(file)).expect("the limit").trim(), LIMIT.to_string());
+        let groups =
+            std::fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("the process's groups");
+        assert!(
+            groups.lines().any(|line| line.ends_with(&*name)),
+            "{pid} is not in {name}: {groups}"
+        );
+        assert_eq!(
+            std::fs::read_to_string(group.0.join(file)).expect("the limit").trim(),
+            LIMIT.to_string()
+        );
         Some(group)
     }
 }
@@ -186,8 +196,12 @@ fn resident(pid: u32) -> u64 {
 /// A line of the process's status, in bytes.
 fn status(pid: u32, name: &str) -> u64 {
     let path = format!("/proc/{pid}/status");
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("the process is gone: {path}: {error}"));
-    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("no {name} in {text}"));
+    let text = std::fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("the process is gone: {path}: {error}"));
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name))
+        .unwrap_or_else(|| panic!("no {name} in {text}"));
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 

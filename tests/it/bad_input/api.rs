@@ -14,7 +14,11 @@ async fn a_request_without_a_good_signature_is_refused_by_name() {
     let good = || call().signed(authority);
     let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
     let without = |call: ApiCall, name: &str| {
-        let headers = call.headers.into_iter().filter(|(header, _)| !header.eq_ignore_ascii_case(name)).collect();
+        let headers = call
+            .headers
+            .into_iter()
+            .filter(|(header, _)| !header.eq_ignore_ascii_case(name))
+            .collect();
         ApiCall { headers, ..call }
     };
     let bent = |bend: &dyn Fn(&str) -> String| good().bent("authorization", bend);
@@ -31,15 +35,43 @@ async fn a_request_without_a_good_signature_is_refused_by_name() {
             "IncompleteSignatureException",
         ),
         ("nonsense", bent(&|_| "nonsense".into()), "IncompleteSignatureException"),
-        ("an algorithm only", bent(&|_| "AWS4-HMAC-SHA256 ".into()), "IncompleteSignatureException"),
-        ("a part is missing", bent(&|text| text.replace("SignedHeaders", "Signed")), "IncompleteSignatureException"),
-        ("SigV4a", bent(&|text| text.replace("AWS4-HMAC", "AWS4-ECDSA-P256")), "IncompleteSignatureException"),
-        ("a scope too short", bent(&|text| text.replace("/aws4_request", "")), "IncompleteSignatureException"),
-        ("100 KB", bent(&|text| format!("{text}{}", "0".repeat(100_000))), "InvalidSignatureException"),
+        (
+            "an algorithm only",
+            bent(&|_| "AWS4-HMAC-SHA256 ".into()),
+            "IncompleteSignatureException",
+        ),
+        (
+            "a part is missing",
+            bent(&|text| text.replace("SignedHeaders", "Signed")),
+            "IncompleteSignatureException",
+        ),
+        (
+            "SigV4a",
+            bent(&|text| text.replace("AWS4-HMAC", "AWS4-ECDSA-P256")),
+            "IncompleteSignatureException",
+        ),
+        (
+            "a scope too short",
+            bent(&|text| text.replace("/aws4_request", "")),
+            "IncompleteSignatureException",
+        ),
+        (
+            "100 KB",
+            bent(&|text| format!("{text}{}", "0".repeat(100_000))),
+            "InvalidSignatureException",
+        ),
         ("100 KB of nothing", bent(&|_| "A".repeat(100_000)), "IncompleteSignatureException"),
-        ("two signatures", good().header("authorization", "AWS4-HMAC-SHA256 x"), "IncompleteSignatureException"),
+        (
+            "two signatures",
+            good().header("authorization", "AWS4-HMAC-SHA256 x"),
+            "IncompleteSignatureException",
+        ),
         ("no date", without(good(), "x-amz-date"), "IncompleteSignatureException"),
-        ("a date in words", good().bent("x-amz-date", |_| "yesterday".into()), "IncompleteSignatureException"),
+        (
+            "a date in words",
+            good().bent("x-amz-date", |_| "yesterday".into()),
+            "IncompleteSignatureException",
+        ),
         ("the last digit", bent(&last_changed), "InvalidSignatureException"),
         ("another body", ApiCall { body: b"{ }".to_vec(), ..good() }, "InvalidSignatureException"),
         (
@@ -77,8 +109,16 @@ async fn a_request_without_a_good_signature_is_refused_by_name() {
             ApiCall { time: SystemTime::now() + minutes(60), ..call() }.signed(authority),
             "InvalidSignatureException",
         ),
-        ("another region", ApiCall { region: "us-east-1", ..call() }.signed(authority), "InvalidSignatureException"),
-        ("another service", ApiCall { service: "s3", ..call() }.signed(authority), "InvalidSignatureException"),
+        (
+            "another region",
+            ApiCall { region: "us-east-1", ..call() }.signed(authority),
+            "InvalidSignatureException",
+        ),
+        (
+            "another service",
+            ApiCall { service: "s3", ..call() }.signed(authority),
+            "InvalidSignatureException",
+        ),
         (
             "an unsigned payload",
             ApiCall { unsigned_payload: true, ..call() }.signed(authority),
@@ -87,7 +127,10 @@ async fn a_request_without_a_good_signature_is_refused_by_name() {
     ];
     for (what, call, expected) in cases {
         let answer = target.send(call).await;
-        let found = (answer.status.as_u16(), answer.json()["__type"].as_str().unwrap_or_default().to_owned());
+        let found = (
+            answer.status.as_u16(),
+            answer.json()["__type"].as_str().unwrap_or_default().to_owned(),
+        );
         assert_eq!(found, (400, expected.to_owned()), "{what}: {}", answer.json());
         assert!(answer.headers.contains_key("x-amzn-requestid"), "{what}");
     }
@@ -107,14 +150,21 @@ async fn a_stale_date_is_told_with_both_times() {
     let time = SystemTime::now() - Duration::from_secs(3600);
     let call = ApiCall { time, ..target.api(OPERATION, "{}") }.signed(target.server.authority());
     let message = assert_named(&target.send(call).await, 400, "InvalidSignatureException");
-    assert!(message.starts_with("Signature expired: ") && message.ends_with("- 5 min.)"), "{message}");
+    assert!(
+        message.starts_with("Signature expired: ") && message.ends_with("- 5 min.)"),
+        "{message}"
+    );
 }
 
 #[tokio::test]
 async fn a_signature_in_the_query_is_not_accepted() {
     let target = Target::start().await;
     let query = "/?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=x&X-Amz-Signature=00";
-    let call = target.repository.anonymous(reqwest::Method::POST, query).header("X-Amz-Target", "x").body("{}");
+    let call = target
+        .repository
+        .anonymous(reqwest::Method::POST, query)
+        .header("X-Amz-Target", "x")
+        .body("{}");
     assert_named(&call.send().await, 400, "IncompleteSignatureException");
     target.assert_unharmed().await;
 }
@@ -124,9 +174,15 @@ async fn an_unknown_target_is_an_unknown_operation() {
     let target = Target::start().await;
     let long = "x".repeat(50_000);
     // The last but one is ECR's, and not this registry's yet.
-    for name in
-        ["Nope", "", "describeRepositories", "Describe Repositories", "../CreateRepository", "StartImageScan", &long]
-    {
+    for name in [
+        "Nope",
+        "",
+        "describeRepositories",
+        "Describe Repositories",
+        "../CreateRepository",
+        "StartImageScan",
+        &long,
+    ] {
         assert_named(&target.call(name, "{}").await, 400, "UnknownOperationException");
     }
     let mut other = target.api(OPERATION, "{}");
@@ -160,7 +216,10 @@ async fn what_is_no_json_object_or_has_a_wrong_type_is_a_serialization_exception
         ("CreateRepository", b"{\"repositoryName\":1}".to_vec()),
         ("CreateRepository", b"{\"repositoryName\":[\"a\"]}".to_vec()),
         ("CreateRepository", b"{\"repositoryName\":\"a/b\",\"tags\":{}}".to_vec()),
-        ("CreateRepository", b"{\"repositoryName\":\"a/b\",\"imageScanningConfiguration\":[]}".to_vec()),
+        (
+            "CreateRepository",
+            b"{\"repositoryName\":\"a/b\",\"imageScanningConfiguration\":[]}".to_vec(),
+        ),
         ("CreateRepository", b"{\"repositoryName\":\"a/b\",\"imageTagMutability\":true}".to_vec()),
         ("CreateRepository", deep.into_bytes()),
         ("DescribeRepositories", b"{\"maxResults\":\"1\"}".to_vec()),
@@ -176,8 +235,16 @@ async fn what_is_no_json_object_or_has_a_wrong_type_is_a_serialization_exception
     for (operation, body) in cases {
         let shown = String::from_utf8_lossy(&body[..body.len().min(80)]).into_owned();
         let answer = target.call(operation, body).await;
-        let found = (answer.status.as_u16(), answer.json()["__type"].as_str().unwrap_or_default().to_owned());
-        assert_eq!(found, (400, "SerializationException".to_owned()), "{operation} {shown}: {}", answer.json());
+        let found = (
+            answer.status.as_u16(),
+            answer.json()["__type"].as_str().unwrap_or_default().to_owned(),
+        );
+        assert_eq!(
+            found,
+            (400, "SerializationException".to_owned()),
+            "{operation} {shown}: {}",
+            answer.json()
+        );
         assert!(answer.body.len() < 2_000, "{shown}");
     }
     target.assert_unharmed().await;
@@ -228,7 +295,11 @@ async fn names_with_tricks_are_no_names() {
         &"a".repeat(257),
     ] {
         let body = serde_json::json!({"repositoryName": name}).to_string();
-        assert_named(&target.call("CreateRepository", body).await, 400, "InvalidParameterException");
+        assert_named(
+            &target.call("CreateRepository", body).await,
+            400,
+            "InvalidParameterException",
+        );
     }
     target.assert_unharmed().await;
 }

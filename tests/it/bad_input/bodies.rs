@@ -12,7 +12,8 @@ const MIB: usize = 1024 * 1024;
 
 /// A body that does not say how long it is.
 fn chunked(bytes: Vec<u8>) -> Body {
-    let pieces: Vec<_> = bytes.chunks(64 * 1024).map(|piece| Ok::<_, std::io::Error>(piece.to_vec())).collect();
+    let pieces: Vec<_> =
+        bytes.chunks(64 * 1024).map(|piece| Ok::<_, std::io::Error>(piece.to_vec())).collect();
     Body::wrap_stream(stream::iter(pieces))
 }
 
@@ -23,7 +24,8 @@ async fn an_api_body_beyond_its_limit_is_refused_whether_announced_or_not() {
     for announced in [true, false] {
         let call = target.api("CreateRepository", body.as_str()).signed(target.server.authority());
         let request = target.repository.anonymous(Method::POST, "/");
-        let request = call.headers.iter().fold(request, |request, (name, value)| request.header(name, value));
+        let request =
+            call.headers.iter().fold(request, |request, (name, value)| request.header(name, value));
         let bytes = body.clone().into_bytes();
         let request = if announced { request.body(bytes) } else { request.body(chunked(bytes)) };
         assert_named(&request.send().await, 413, "RequestEntityTooLargeException");
@@ -40,8 +42,14 @@ async fn a_manifest_beyond_its_limit_is_refused_whether_announced_or_not() {
     let mut manifest = images::image(repository).await.to_string().into_bytes();
     manifest.resize(4 * MIB + 1, b' ');
     for announced in [true, false] {
-        let call = repository.call(Method::PUT, &repository.manifest("big")).header("Content-Type", images::IMAGE);
-        let call = if announced { call.body(manifest.clone()) } else { call.body(chunked(manifest.clone())) };
+        let call = repository
+            .call(Method::PUT, &repository.manifest("big"))
+            .header("Content-Type", images::IMAGE);
+        let call = if announced {
+            call.body(manifest.clone())
+        } else {
+            call.body(chunked(manifest.clone()))
+        };
         call.send().await.assert_refused(413, "MANIFEST_INVALID");
     }
     target.assert_unharmed().await;
@@ -59,7 +67,8 @@ async fn a_length_that_no_blob_may_have_is_refused_before_a_byte_is_sent() {
         ("PUT", with_parameter(&location, "digest", &digest)),
         ("POST", with_parameter(&target.repository.uploads(), "digest", &digest)),
     ] {
-        let headers = "Expect: 100-continue\r\nContent-Length: 1000000000000000\r\nConnection: close\r\n";
+        let headers =
+            "Expect: 100-continue\r\nContent-Length: 1000000000000000\r\nConnection: close\r\n";
         let answer = target.raw(target.head(method, &path, headers).as_bytes()).await;
         let (status, body) = parts(&answer);
         assert_eq!((status, code(body).as_str()), (413, "SIZE_INVALID"), "{method}: {answer}");
@@ -75,7 +84,12 @@ async fn content_without_its_digest_is_not_stored() {
     let location = repository.begin().await;
     repository.finish(&location, &other, &bytes).await.assert_refused(400, "DIGEST_INVALID");
     let whole = with_parameter(&repository.uploads(), "digest", &other);
-    repository.call(Method::POST, &whole).body(bytes.clone()).send().await.assert_refused(400, "DIGEST_INVALID");
+    repository
+        .call(Method::POST, &whole)
+        .body(bytes.clone())
+        .send()
+        .await
+        .assert_refused(400, "DIGEST_INVALID");
     for digest in [&other, &Digest::sha256(&bytes)] {
         repository.head(&repository.blob(digest)).await.assert_status(404);
     }
@@ -105,10 +119,13 @@ async fn a_chunk_out_of_its_range_is_refused_and_the_upload_goes_on() {
         ("5-9-9", 400, "BLOB_UPLOAD_INVALID"),
         ("", 400, "BLOB_UPLOAD_INVALID"),
     ] {
-        let call = repository.call(Method::PATCH, &location).header("Content-Range", range).body("56789");
+        let call =
+            repository.call(Method::PATCH, &location).header("Content-Range", range).body("56789");
         let answer = call.send().await;
-        let found =
-            (answer.status.as_u16(), answer.json()["errors"][0]["code"].as_str().unwrap_or_default().to_owned());
+        let found = (
+            answer.status.as_u16(),
+            answer.json()["errors"][0]["code"].as_str().unwrap_or_default().to_owned(),
+        );
         assert_eq!(found, (status, code.to_owned()), "{range:?}: {}", answer.json());
         assert_eq!(repository.get(&location).await.header("Range"), "0-4", "{range:?}");
     }
@@ -132,8 +149,11 @@ async fn a_body_that_breaks_off_leaves_nothing_to_be_seen() {
     let typed = format!("Content-Type: {}\r\n", images::IMAGE);
     let by_tag = repository.manifest("broken");
     let chunks = "Transfer-Encoding: chunked\r\n";
-    let call = target.api("CreateRepository", "{\"repositoryName\":\"a/b\"}").signed(target.server.authority());
-    let signed: String = call.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let call = target
+        .api("CreateRepository", "{\"repositoryName\":\"a/b\"}")
+        .signed(target.server.authority());
+    let signed: String =
+        call.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let api = format!("POST / HTTP/1.1\r\nHost: {}\r\n{signed}", target.server.authority());
     for (what, head, body) in [
         (
@@ -142,7 +162,11 @@ async fn a_body_that_breaks_off_leaves_nothing_to_be_seen() {
             half(manifest.as_bytes()),
         ),
         // All of it is there but for the last chunk, which would say so.
-        ("chunked manifest", target.head("PUT", &by_tag, &(typed + chunks)), chunk(manifest.as_bytes())),
+        (
+            "chunked manifest",
+            target.head("PUT", &by_tag, &(typed + chunks)),
+            chunk(manifest.as_bytes()),
+        ),
         ("whole blob", target.head("POST", &post, &length(&bytes)), half(&bytes)),
         ("chunked blob", target.head("POST", &post, chunks), chunk(&bytes)),
         ("last chunk", target.head("PUT", &put, chunks), chunk(&bytes)),
@@ -150,7 +174,11 @@ async fn a_body_that_breaks_off_leaves_nothing_to_be_seen() {
         ("chunked API call", format!("{api}{chunks}\r\n"), chunk(&call.body)),
         ("no body at all", target.head("PUT", &by_tag, "Content-Length: 10\r\n"), Vec::new()),
         ("chunk that is no chunk", target.head("PUT", &by_tag, chunks), b"zz\r\nxx\r\n".to_vec()),
-        ("chunk of a length beyond all", target.head("PUT", &by_tag, chunks), b"fffffffffffffffff\r\nx".to_vec()),
+        (
+            "chunk of a length beyond all",
+            target.head("PUT", &by_tag, chunks),
+            b"fffffffffffffffff\r\nx".to_vec(),
+        ),
     ] {
         let answer = target.cut_off(&[head.as_bytes(), &body].concat()).await;
         assert!(answer.is_empty() || matches!(parts(&answer).0, 400..=499), "{what}: {answer}");

@@ -21,7 +21,8 @@ async fn only_a_fresh_token_of_this_registry_opens_anything() {
     let (target, other) = (Target::start().await, Target::start().await);
     let (id, secret) = target.server.root_key();
     let key = SigningKey::from(AccessKey::new(&id, &secret, "000000000000".parse().unwrap()));
-    let issued = |ago: u64| token::issue(&key, Timestamp::now() - Duration::from_secs(ago)).unwrap().0;
+    let issued =
+        |ago: u64| token::issue(&key, Timestamp::now() - Duration::from_secs(ago)).unwrap().0;
     let hour = 60 * 60;
     let repository = &target.repository;
     let ask = |method: Method, path: String, authorization: String| async move {

@@ -10,7 +10,11 @@ const IDENTITY: &str = "Action=GetCallerIdentity&Version=2011-06-15";
 /// A form as an SDK would send it, not signed yet.
 fn form(target: &Target, body: impl Into<Vec<u8>>) -> ApiCall {
     let content_type = "application/x-www-form-urlencoded; charset=utf-8";
-    ApiCall { service: "sts", headers: vec![("content-type".into(), content_type.into())], ..target.api("", body) }
+    ApiCall {
+        service: "sts",
+        headers: vec![("content-type".into(), content_type.into())],
+        ..target.api("", body)
+    }
 }
 
 /// Status, code and message of an XML error.
@@ -19,10 +23,19 @@ fn refusal(answer: &Answer) -> (u16, String, String) {
     assert_eq!(answer.header("content-type"), "text/xml");
     let xml = String::from_utf8(answer.body.clone()).unwrap();
     let element = |name: &str| {
-        let (_, rest) = xml.split_once(&format!("<{name}>")).unwrap_or_else(|| panic!("no {name} in {xml}"));
-        rest.split_once(&format!("</{name}>")).unwrap_or_else(|| panic!("no end of {name} in {xml}")).0.to_owned()
+        let (_, rest) =
+            xml.split_once(&format!("<{name}>")).unwrap_or_else(|| panic!("no {name} in {xml}"));
+        rest.split_once(&format!("</{name}>"))
+            .unwrap_or_else(|| panic!("no end of {name} in {xml}"))
+            .0
+            .to_owned()
     };
-    assert!(xml.starts_with("<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error>"), "{xml}");
+    assert!(
+        xml.starts_with(
+            "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error>"
+        ),
+        "{xml}"
+    );
     assert_eq!(element("Type"), "Sender");
     assert_eq!(element("RequestId"), answer.header("x-amzn-requestid"));
     (answer.status.as_u16(), element("Code"), element("Message"))
@@ -35,7 +48,13 @@ async fn a_form_without_a_good_signature_is_refused_in_xml() {
     let call = || form(&target, IDENTITY);
     let (_, secret) = target.server.root_key();
     let cases: Vec<(&str, ApiCall, u16, &str, &str)> = vec![
-        ("no signature", call(), 403, "MissingAuthenticationToken", "Request is missing Authentication Token"),
+        (
+            "no signature",
+            call(),
+            403,
+            "MissingAuthenticationToken",
+            "Request is missing Authentication Token",
+        ),
         (
             "no form at all",
             ApiCall { body: b"\xff%%&&=".to_vec(), ..call() },
@@ -80,7 +99,8 @@ async fn a_form_without_a_good_signature_is_refused_in_xml() {
         ),
         (
             "an hour ago",
-            ApiCall { time: SystemTime::now() - Duration::from_secs(3600), ..call() }.signed(authority),
+            ApiCall { time: SystemTime::now() - Duration::from_secs(3600), ..call() }
+                .signed(authority),
             403,
             "SignatureDoesNotMatch",
             "Signature expired: ",
@@ -97,17 +117,43 @@ async fn a_form_without_a_good_signature_is_refused_in_xml() {
 #[tokio::test]
 async fn a_form_that_names_no_operation_is_refused_in_xml() {
     let target = Target::start().await;
-    let send = async |body: &[u8]| target.send(form(&target, body).signed(target.server.authority())).await;
+    let send = async |body: &[u8]| {
+        target.send(form(&target, body).signed(target.server.authority())).await
+    };
     let none = "Could not find operation";
     for (body, code, message) in [
         ("", "MissingAction", "Missing Action".to_owned()),
         ("Version=2011-06-15", "MissingAction", "Missing Action".to_owned()),
-        ("Action=AssumeRole&Version=2011-06-15", "InvalidAction", format!("{none} AssumeRole for version 2011-06-15")),
-        ("Action=getcalleridentity&Version=2011-06-15", "InvalidAction", format!("{none} getcalleridentity for")),
-        ("Action=GetCallerIdentity", "InvalidAction", format!("{none} GetCallerIdentity for version NO_VERSION")),
-        ("Action=GetCallerIdentity&Version=2010-05-08", "InvalidAction", format!("{none} GetCallerIdentity for")),
-        ("Action=DescribeRepositories&Version=2015-09-21", "InvalidAction", format!("{none} DescribeRepositories")),
-        ("Action=%3C/Message%3E%00%F0%9F&Version=%0d%0a", "InvalidAction", format!("{none} &lt;/Message&gt; for")),
+        (
+            "Action=AssumeRole&Version=2011-06-15",
+            "InvalidAction",
+            format!("{none} AssumeRole for version 2011-06-15"),
+        ),
+        (
+            "Action=getcalleridentity&Version=2011-06-15",
+            "InvalidAction",
+            format!("{none} getcalleridentity for"),
+        ),
+        (
+            "Action=GetCallerIdentity",
+            "InvalidAction",
+            format!("{none} GetCallerIdentity for version NO_VERSION"),
+        ),
+        (
+            "Action=GetCallerIdentity&Version=2010-05-08",
+            "InvalidAction",
+            format!("{none} GetCallerIdentity for"),
+        ),
+        (
+            "Action=DescribeRepositories&Version=2015-09-21",
+            "InvalidAction",
+            format!("{none} DescribeRepositories"),
+        ),
+        (
+            "Action=%3C/Message%3E%00%F0%9F&Version=%0d%0a",
+            "InvalidAction",
+            format!("{none} &lt;/Message&gt; for"),
+        ),
     ] {
         let (status, found, text) = refusal(&send(body.as_bytes()).await);
         assert_eq!((status, &*found), (400, code), "{body}: {text}");

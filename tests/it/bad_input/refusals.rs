@@ -28,8 +28,19 @@ async fn refused(target: &Target) -> Vec<(u16, String)> {
     let host = target.server.authority();
     vec![
         (401, format!("POST {whole} HTTP/1.1\r\nHost: {host}\r\n")),
-        (404, target.head("PUT", elsewhere, "Content-Type: application/json\r\n").trim_end().to_owned() + "\r\n"),
-        (416, target.head("PATCH", &location, "Content-Range: 9-67108872\r\n").trim_end().to_owned() + "\r\n"),
+        (
+            404,
+            target
+                .head("PUT", elsewhere, "Content-Type: application/json\r\n")
+                .trim_end()
+                .to_owned()
+                + "\r\n",
+        ),
+        (
+            416,
+            target.head("PATCH", &location, "Content-Range: 9-67108872\r\n").trim_end().to_owned()
+                + "\r\n",
+        ),
         (413, target.head("PUT", &repository.manifest("big"), "").trim_end().to_owned() + "\r\n"),
         (400, format!("POST / HTTP/1.1\r\nHost: {host}\r\n")),
         (404, format!("POST /nothing HTTP/1.1\r\nHost: {host}\r\n")),
@@ -37,9 +48,16 @@ async fn refused(target: &Target) -> Vec<(u16, String)> {
 }
 
 /// Sends all of the request before it listens.
-async fn sends_all_first(mut stream: impl AsyncRead + AsyncWrite + Unpin, head: &str, chunked: bool) -> String {
-    let length =
-        if chunked { "Transfer-Encoding: chunked\r\n".to_owned() } else { format!("Content-Length: {LENGTH}\r\n") };
+async fn sends_all_first(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    head: &str,
+    chunked: bool,
+) -> String {
+    let length = if chunked {
+        "Transfer-Encoding: chunked\r\n".to_owned()
+    } else {
+        format!("Content-Length: {LENGTH}\r\n")
+    };
     stream.write_all(format!("{head}{length}\r\n").as_bytes()).await.unwrap();
     let piece = vec![b'x'; 64 * 1024];
     for _ in 0..LENGTH / piece.len() {
@@ -131,9 +149,13 @@ async fn who_waits_to_be_asked_for_a_body_is_refused_without_it() {
 async fn a_small_refused_body_does_not_end_the_connection() {
     let target = Target::start().await;
     let path = with_parameter(&target.repository.uploads(), "digest", Digest::sha256(b"never"));
-    let request = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 10000\r\n\r\n{}", "x".repeat(10_000));
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 10000\r\n\r\n{}",
+        "x".repeat(10_000)
+    );
     let last = target.head("GET", "/v2/", "Connection: close\r\n");
     let answers = target.raw(format!("{request}{request}{last}").as_bytes()).await;
-    let statuses: Vec<_> = answers.match_indices("HTTP/1.1 ").map(|(at, _)| &answers[at + 9..at + 12]).collect();
+    let statuses: Vec<_> =
+        answers.match_indices("HTTP/1.1 ").map(|(at, _)| &answers[at + 9..at + 12]).collect();
     assert_eq!(statuses, ["401", "401", "200"], "{answers}");
 }

@@ -3,7 +3,9 @@
 use std::time::SystemTime;
 
 use aws_credential_types::Credentials;
-use aws_sigv4::http_request::{PayloadChecksumKind, SignableBody, SignableRequest, SigningSettings, sign};
+use aws_sigv4::http_request::{
+    PayloadChecksumKind, SignableBody, SignableRequest, SigningSettings, sign,
+};
 use aws_sigv4::sign::v4;
 use reqwest::Method;
 use serde_json::Value;
@@ -57,9 +59,14 @@ impl ApiCall {
             .build()
             .unwrap()
             .into();
-        let body = if self.unsigned_payload { SignableBody::UnsignedPayload } else { SignableBody::Bytes(&self.body) };
+        let body = if self.unsigned_payload {
+            SignableBody::UnsignedPayload
+        } else {
+            SignableBody::Bytes(&self.body)
+        };
         let headers = self.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        let request = SignableRequest::new("POST", format!("http://{authority}/"), headers, body).unwrap();
+        let request =
+            SignableRequest::new("POST", format!("http://{authority}/"), headers, body).unwrap();
         let (instructions, _) = sign(request, &params).unwrap().into_parts();
         let added = instructions.headers().map(|(name, value)| (name.to_owned(), value.to_owned()));
         let added: Vec<_> = added.collect();
@@ -107,7 +114,11 @@ impl Target {
     pub async fn send(&self, call: ApiCall) -> Answer {
         let ApiCall { headers, body, .. } = call;
         let request = self.repository.anonymous(Method::POST, "/").body(body);
-        headers.iter().fold(request, |request, (name, value)| request.header(name, value)).send().await
+        headers
+            .iter()
+            .fold(request, |request, (name, value)| request.header(name, value))
+            .send()
+            .await
     }
 
     /// Signs a call and sends it.
@@ -147,7 +158,9 @@ impl Target {
     /// The head of a request with the token; each of `headers` with its line's end.
     pub fn head(&self, method: &str, target: &str, headers: &str) -> String {
         let (host, token) = (self.server.authority(), self.repository.authorization());
-        format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\nAuthorization: {token}\r\n{headers}\r\n")
+        format!(
+            "{method} {target} HTTP/1.1\r\nHost: {host}\r\nAuthorization: {token}\r\n{headers}\r\n"
+        )
     }
 
     /// Asserts that the process answers, and that the repository is as empty as on its first day and alone.
@@ -164,8 +177,14 @@ impl Target {
             assert_eq!(repositories.repositories().len(), 1, "{caller}: {repositories:?}");
             let images = ecr.describe_images().repository_name(name).send().await.unwrap();
             assert!(images.image_details().is_empty(), "{caller}: {images:?}");
-            assert!(ecr.get_lifecycle_policy().repository_name(name).send().await.is_err(), "{caller}");
-            assert!(ecr.get_repository_policy().repository_name(name).send().await.is_err(), "{caller}");
+            assert!(
+                ecr.get_lifecycle_policy().repository_name(name).send().await.is_err(),
+                "{caller}"
+            );
+            assert!(
+                ecr.get_repository_policy().repository_name(name).send().await.is_err(),
+                "{caller}"
+            );
             let output = self.server.output();
             assert!(!output.contains("panicked"), "{caller}: {output}");
         }
@@ -184,13 +203,17 @@ pub fn assert_named(answer: &Answer, status: u16, code: &str) -> String {
 
 /// Status and body of a raw answer.
 pub fn parts(raw: &str) -> (u16, &str) {
-    let status = raw.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)).and_then(|text| text.parse().ok());
+    let status = raw
+        .strip_prefix("HTTP/1.")
+        .and_then(|rest| rest.get(2..5))
+        .and_then(|text| text.parse().ok());
     let status = status.unwrap_or_else(|| panic!("no answer: {raw:?}"));
     (status, raw.split_once("\r\n\r\n").map_or("", |(_, body)| body))
 }
 
 /// The code in a raw answer of the OCI API.
 pub fn code(body: &str) -> String {
-    let json: Value = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {body:?}"));
+    let json: Value =
+        serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {body:?}"));
     json["errors"][0]["code"].as_str().unwrap_or_default().to_owned()
 }

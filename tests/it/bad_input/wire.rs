@@ -14,7 +14,8 @@ const ROUNDS: usize = 5;
 #[tokio::test]
 async fn bytes_that_are_no_request_are_400_or_the_end() {
     let target = Target::start().await;
-    let noise: Vec<u8> = (0..100_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let noise: Vec<u8> =
+        (0..100_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let tls_hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
     for bytes in [
         noise.as_slice(),
@@ -55,13 +56,18 @@ async fn a_request_of_http_1_1_has_one_host() {
 #[tokio::test]
 async fn a_head_that_is_too_large_is_refused() {
     let target = Target::start().await;
-    let large = target.head("GET", "/v2/", &format!("X: {}\r\nConnection: close\r\n", "x".repeat(1_000_000)));
+    let large = target.head(
+        "GET",
+        "/v2/",
+        &format!("X: {}\r\nConnection: close\r\n", "x".repeat(1_000_000)),
+    );
     let many = target.head("GET", "/v2/", &("X: x\r\n".repeat(5_000) + "Connection: close\r\n"));
     for head in [large, many] {
         assert_eq!(parts(&target.raw(head.as_bytes()).await).0, 431);
     }
     let path = format!("/v2/{}/tags/list", "a/".repeat(40_000));
-    let status = parts(&target.raw(target.head("GET", &path, "Connection: close\r\n").as_bytes()).await).0;
+    let status =
+        parts(&target.raw(target.head("GET", &path, "Connection: close\r\n").as_bytes()).await).0;
     assert_eq!(status, 414);
     let path = format!("/v2/{}/tags/list", "a/".repeat(20_000));
     let answer = target.raw(target.head("GET", &path, "Connection: close\r\n").as_bytes()).await;
@@ -103,7 +109,8 @@ async fn a_path_with_tricks_names_nothing() {
             (format!("/v2/{name}/tags/list?n=1;DROP"), 405, "UNSUPPORTED"),
             (format!("/v2/{name}/tags/list?last=%ff"), 405, "UNSUPPORTED"),
         ] {
-            let answer = target.raw(target.head("GET", &path, "Connection: close\r\n").as_bytes()).await;
+            let answer =
+                target.raw(target.head("GET", &path, "Connection: close\r\n").as_bytes()).await;
             let (found, body) = parts(&answer);
             assert_eq!((found, code(body).as_str()), (status, expected), "{path}: {body}");
         }
@@ -119,7 +126,8 @@ async fn a_path_with_tricks_names_nothing() {
             target.repository.get(&path).await.assert_status(200);
         }
         for path in ["//v2/", "/v1/_ping", "/%76%32/", "/v2x/"] {
-            let answer = target.raw(target.head("GET", path, "Connection: close\r\n").as_bytes()).await;
+            let answer =
+                target.raw(target.head("GET", path, "Connection: close\r\n").as_bytes()).await;
             assert_eq!(parts(&answer).0, 404, "{path}");
         }
         target.assert_unharmed().await;
@@ -146,8 +154,13 @@ async fn a_thousand_slow_clients_do_not_keep_others_waiting() {
     let mut bodies = Vec::new();
     for _ in 0..100 {
         let mut stream = TcpStream::connect(target.server.authority()).await.unwrap();
-        let path = target.repository.uploads() + "?digest=" + wharfage::names::Digest::sha256(b"").as_str();
-        stream.write_all(target.head("POST", &path, "Content-Length: 100\r\n").as_bytes()).await.unwrap();
+        let path = target.repository.uploads()
+            + "?digest="
+            + wharfage::names::Digest::sha256(b"").as_str();
+        stream
+            .write_all(target.head("POST", &path, "Content-Length: 100\r\n").as_bytes())
+            .await
+            .unwrap();
         stream.write_all(b"x").await.unwrap();
         bodies.push(stream);
     }

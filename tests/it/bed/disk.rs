@@ -9,7 +9,8 @@ use std::process::Command;
 
 use super::service::Service;
 
-const MOUNT: &str = r#"mount -t tmpfs -o "size=$2m" tmpfs "$1" && echo mounted && exec sleep infinity"#;
+const MOUNT: &str =
+    r#"mount -t tmpfs -o "size=$2m" tmpfs "$1" && echo mounted && exec sleep infinity"#;
 
 /// The flags that let a user who isn't root mount.
 const AS_USER: [&str; 2] = ["--user", "--map-root-user"];
@@ -39,7 +40,11 @@ impl SmallDisk {
         holder.wait_for(|line| (line == "mounted").then_some(()));
         let path = PathBuf::from(format!("/proc/{}/root{}", holder.id(), folder.display()));
         let disk = rustix::fs::statvfs(&path).expect("the disk is mounted");
-        assert!(disk.f_blocks * disk.f_frsize <= u64::from(mib) << 20, "{} is another disk", path.display());
+        assert!(
+            disk.f_blocks * disk.f_frsize <= u64::from(mib) << 20,
+            "{} is another disk",
+            path.display()
+        );
         Self { path, holder }
     }
 

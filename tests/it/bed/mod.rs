@@ -26,6 +26,10 @@ pub fn tool(name: &str) -> PathBuf {
     let Some(path) = std::env::var_os(name).map(PathBuf::from) else {
         panic!("{name} is not set: run tests/run, or eval \"$(tests/run --env)\" before cargo test")
     };
-    assert!(path.exists(), "{name}: there is nothing at {}; run tests/run to get it", path.display());
+    assert!(
+        path.exists(),
+        "{name}: there is nothing at {}; run tests/run to get it",
+        path.display()
+    );
     path
 }

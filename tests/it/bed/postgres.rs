@@ -71,8 +71,9 @@ impl Postgres {
     /// Makes an empty database and returns its URL.
     pub async fn database(&self) -> String {
         let name = format!("test_{}", Uuid::new_v4().simple());
-        let mut connection =
-            sqlx::PgConnection::connect(&self.url("postgres")).await.expect("connecting to the test's PostgreSQL");
+        let mut connection = sqlx::PgConnection::connect(&self.url("postgres"))
+            .await
+            .expect("connecting to the test's PostgreSQL");
         sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}")))
             .execute(&mut connection)
             .await
@@ -114,7 +115,9 @@ fn serve(folder: &Folder, synchronous_commit: &str) -> Service {
         command.uid(NOBODY).gid(NOBODY);
     }
     let server = Service::start("postgres", &mut command, "QUIT", None);
-    server.wait_for(|line| line.contains("database system is ready to accept connections").then_some(()));
+    server.wait_for(|line| {
+        line.contains("database system is ready to accept connections").then_some(())
+    });
     server
 }
 
@@ -123,7 +126,9 @@ fn percent_encoded(folder: &Path) -> String {
     let path = folder.to_str().expect("a temporary folder's path is UTF-8");
     path.bytes()
         .map(|byte| match byte {
-            b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'-' | b'_' | b'.' => char::from(byte).to_string(),
+            b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'-' | b'_' | b'.' => {
+                char::from(byte).to_string()
+            }
             other => format!("%{other:02X}"),
         })
         .collect()
@@ -135,9 +140,10 @@ async fn a_test_gets_an_empty_database_of_its_own() {
     let (one, other) = (server.database().await, server.database().await);
     assert_ne!(one, other);
     let mut connection = sqlx::PgConnection::connect(&one).await.expect("the database answers");
-    let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")
-        .fetch_one(&mut connection)
-        .await
-        .unwrap();
+    let tables: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
     assert_eq!(tables, 0);
 }

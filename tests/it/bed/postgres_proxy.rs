@@ -49,7 +49,10 @@ impl PostgresProxy {
     /// knows it.
     pub fn url(&self, database: &str) -> String {
         let (_, name) = database.rsplit_once('/').expect("the URL of a database");
-        format!("postgres://wharfage@{}/{name}?sslmode=disable&statement-cache-capacity=0", self.address)
+        format!(
+            "postgres://wharfage@{}/{name}?sslmode=disable&statement-cache-capacity=0",
+            self.address
+        )
     }
 
     /// Lets the next transaction with such a statement commit, and ends its connection instead of passing the answer on.
@@ -62,7 +65,9 @@ impl Doomed {
     /// Returns whether the answer to the commit of a transaction of these messages is lost: of one transaction.
     fn take(&self, transaction: &[u8]) -> bool {
         let mut doomed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = doomed.is_some_and(|part| transaction.windows(part.len()).any(|window| window == part.as_bytes()));
+        let found = doomed.is_some_and(|part| {
+            transaction.windows(part.len()).any(|window| window == part.as_bytes())
+        });
         found && doomed.take().is_some()
     }
 }

@@ -95,9 +95,13 @@ async fn serve(shared: Arc<Shared>, mut client: TcpStream) {
     match fault {
         Fault::None => {}
         Fault::Refuse(status, code) => {
-            let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>no</Message></Error>");
+            let body = format!(
+                "<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>no</Message></Error>"
+            );
             let length = body.len();
-            let head = format!("HTTP/1.1 {status} No\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+            let head = format!(
+                "HTTP/1.1 {status} No\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+            );
             let body = if method == "HEAD" { "" } else { &body };
             let _ = client.write_all(format!("{head}{body}").as_bytes()).await;
             let _ = client.shutdown().await;
@@ -121,7 +125,8 @@ async fn read_request(client: &mut TcpStream) -> Option<String> {
         }
     };
     let head = String::from_utf8_lossy(&read[..end]).to_ascii_lowercase();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+    let length =
+        head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
     let mut left = length.unwrap_or(0_usize).saturating_sub(read.len() - end);
     let mut sink = vec![0; 64 * 1024];
     while left > 0 {

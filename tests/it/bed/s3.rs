@@ -54,7 +54,8 @@ impl S3Server {
         let folder = Folder::new();
         std::fs::create_dir(folder.path().join("buckets")).expect("a folder for the buckets");
         let port = reserved_port();
-        let access_key = format!("AKIA{}", &Uuid::new_v4().simple().to_string().to_uppercase()[..16]);
+        let access_key =
+            format!("AKIA{}", &Uuid::new_v4().simple().to_string().to_uppercase()[..16]);
         let secret_key = Uuid::new_v4().simple().to_string();
         let server = serve(&folder, &port, &access_key, &secret_key);
         Self { server, folder, port, access_key, secret_key }
@@ -121,15 +122,28 @@ impl S3 {
         let mut options = SignedUrlOptions::default();
         options.extra_query.push(("uploads".to_owned(), String::new()));
         let (root, minute) = (ObjectPath::default(), Duration::from_secs(60));
-        let url =
-            self.client().signed_url_opts(reqwest::Method::GET, &root, minute, &options).await.expect("a signed URL");
-        let listed = reqwest::get(url).await.expect("S3 answers").error_for_status().expect("the list of uploads");
+        let url = self
+            .client()
+            .signed_url_opts(reqwest::Method::GET, &root, minute, &options)
+            .await
+            .expect("a signed URL");
+        let listed = reqwest::get(url)
+            .await
+            .expect("S3 answers")
+            .error_for_status()
+            .expect("the list of uploads");
         let listed = listed.text().await.expect("the list of uploads");
         let value = |upload: &str, name: &str| {
-            let (_, rest) = upload.split_once(&format!("<{name}>")).unwrap_or_else(|| panic!("no {name} in {listed}"));
+            let (_, rest) = upload
+                .split_once(&format!("<{name}>"))
+                .unwrap_or_else(|| panic!("no {name} in {listed}"));
             rest.split('<').next().unwrap_or_default().to_owned()
         };
-        listed.split("<Upload>").skip(1).map(|upload| (value(upload, "Key"), value(upload, "UploadId"))).collect()
+        listed
+            .split("<Upload>")
+            .skip(1)
+            .map(|upload| (value(upload, "Key"), value(upload, "UploadId")))
+            .collect()
     }
 
     /// Aborts all multipart uploads, as a bucket's lifecycle rule does.
@@ -137,7 +151,10 @@ impl S3 {
         let open = self.open_uploads().await;
         assert!(!open.is_empty(), "there are multipart uploads");
         for (key, id) in open {
-            self.client().abort_multipart(&ObjectPath::from(key), &id).await.expect("aborting a multipart upload");
+            self.client()
+                .abort_multipart(&ObjectPath::from(key), &id)
+                .await
+                .expect("aborting a multipart upload");
         }
     }
 }
@@ -170,7 +187,9 @@ async fn a_test_gets_an_empty_bucket_of_its_own() {
 
     let (one, other) = (s3().bucket().await, s3().bucket().await);
     one.client().put(&ObjectPath::from("a/b"), "bytes".into()).await.unwrap();
-    let listed = |s3: &S3| s3.client().list(None).map_ok(|object| object.location.to_string()).try_collect::<Vec<_>>();
+    let listed = |s3: &S3| {
+        s3.client().list(None).map_ok(|object| object.location.to_string()).try_collect::<Vec<_>>()
+    };
     assert_eq!(listed(&one).await.unwrap(), ["a/b"]);
     assert!(listed(&other).await.unwrap().is_empty());
 }

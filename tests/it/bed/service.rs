@@ -77,7 +77,11 @@ pub struct Folder {
 impl Folder {
     /// Makes an empty folder.
     pub fn new() -> Self {
-        let path = tempfile::Builder::new().prefix("wharfage-test-").tempdir().expect("a temporary folder").keep();
+        let path = tempfile::Builder::new()
+            .prefix("wharfage-test-")
+            .tempdir()
+            .expect("a temporary folder")
+            .keep();
         let keeper = Keeper::new("KILL", None, Some(&path));
         Self { path, keeper }
     }
@@ -175,7 +179,10 @@ impl Service {
         self.signal(signal);
         for child in children(self.child.id()) {
             // One that has ended meanwhile needs no signal.
-            let _ = Command::new("kill").args(["-s", signal, &child.to_string()]).stderr(Stdio::null()).status();
+            let _ = Command::new("kill")
+                .args(["-s", signal, &child.to_string()])
+                .stderr(Stdio::null())
+                .status();
         }
     }
 
@@ -290,7 +297,9 @@ impl Output {
         let mut lines = self.lock();
         loop {
             let dropped = lines.dropped;
-            if let Some(found) = lines.kept.iter().skip(seen.saturating_sub(dropped)).find_map(|line| pick(line)) {
+            if let Some(found) =
+                lines.kept.iter().skip(seen.saturating_sub(dropped)).find_map(|line| pick(line))
+            {
                 return Ok(found);
             }
             seen = dropped + lines.kept.len();
@@ -300,7 +309,8 @@ impl Output {
                 let why = if left.is_zero() { "the time is up" } else { "it ended" };
                 return Err(format!("{why}; its output:\n{}", self.text()));
             }
-            lines = self.changed.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
+            lines =
+                self.changed.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

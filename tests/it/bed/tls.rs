@@ -21,10 +21,13 @@ pub struct Certificate {
 
 impl Certificate {
     pub fn new() -> Self {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let made =
+            rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
         let folder = Folder::new();
-        std::fs::write(folder.path().join("tls.crt"), made.cert.pem()).expect("writing a certificate");
-        std::fs::write(folder.path().join("tls.key"), made.signing_key.serialize_pem()).expect("writing a key");
+        std::fs::write(folder.path().join("tls.crt"), made.cert.pem())
+            .expect("writing a certificate");
+        std::fs::write(folder.path().join("tls.key"), made.signing_key.serialize_pem())
+            .expect("writing a key");
         let mut roots = RootCertStore::empty();
         roots.add(made.cert.der().clone()).expect("a certificate to trust");
         Self { folder, roots: Arc::new(roots) }

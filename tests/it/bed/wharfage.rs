@@ -49,7 +49,10 @@ impl Launch {
     /// Lets it speak TLS. Clients of the test reach it through a tunnel, and by TLS at [`Wharfage::tls_authority`].
     pub fn tls(mut self, certificate: &Arc<Certificate>) -> Self {
         self.certificate = Some(Arc::clone(certificate));
-        self.arg("--tls-cert").arg(&certificate.file("tls.crt")).arg("--tls-key").arg(&certificate.file("tls.key"))
+        self.arg("--tls-cert")
+            .arg(&certificate.file("tls.crt"))
+            .arg("--tls-key")
+            .arg(&certificate.file("tls.key"))
     }
 
     /// Runs `wharfage up FOLDER` instead of `wharfage serve`.
@@ -125,13 +128,21 @@ impl Launch {
 
     fn command_line(&self) -> Command {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let kept = self.port.as_ref().map_or(any, |port| port.local_addr().expect("a bound socket has an address"));
+        let kept = self
+            .port
+            .as_ref()
+            .map_or(any, |port| port.local_addr().expect("a bound socket has an address"));
         let listen = self.address.unwrap_or(kept);
         let mut command = match &self.disk {
             None => program(&self.variables),
             Some(disk) => disk.inside(&program(&self.variables)),
         };
-        command.args(&self.command).arg("--data").arg(self.folder.path()).arg("--listen").arg(listen.to_string());
+        command
+            .args(&self.command)
+            .arg("--data")
+            .arg(self.folder.path())
+            .arg("--listen")
+            .arg(listen.to_string());
         command
     }
 
@@ -166,10 +177,19 @@ impl Wharfage {
         let (command, variables) = (self.launch.command.clone(), self.launch.variables.clone());
         let folder = Folder::new();
         let port = Some(reserved_port());
-        let launch = Launch { command, folder, disk: None, variables, port, address: None, certificate: None };
+        let launch = Launch {
+            command,
+            folder,
+            disk: None,
+            variables,
+            port,
+            address: None,
+            certificate: None,
+        };
         let key = "registries/default/root-key.json";
         let copy = launch.folder.path().join(key);
-        std::fs::create_dir_all(copy.parent().expect("a path of several segments")).expect("a folder");
+        std::fs::create_dir_all(copy.parent().expect("a path of several segments"))
+            .expect("a folder");
         std::fs::copy(self.data().join(key), copy).expect("a copy of the root key");
         launch.start().await
     }
@@ -177,7 +197,11 @@ impl Wharfage {
     /// Starts another process on the same data, and waits for nothing.
     pub fn rival(&self) -> Service {
         let mut command = program(&self.launch.variables);
-        command.args(&self.launch.command).arg("--data").arg(self.data()).args(["--listen", "127.0.0.1:0"]);
+        command
+            .args(&self.launch.command)
+            .arg("--data")
+            .arg(self.data())
+            .args(["--listen", "127.0.0.1:0"]);
         Service::start("wharfage", &mut command, "KILL", None)
     }
 
@@ -229,14 +253,22 @@ impl Wharfage {
     /// The root key: its id and its secret.
     pub fn root_key(&self) -> (String, String) {
         let given = |name: &str| self.launch.variables.get(name).cloned();
-        if let (Some(id), Some(secret)) = (given("WHARFAGE_ACCESS_KEY_ID"), given("WHARFAGE_SECRET_ACCESS_KEY")) {
+        if let (Some(id), Some(secret)) =
+            (given("WHARFAGE_ACCESS_KEY_ID"), given("WHARFAGE_SECRET_ACCESS_KEY"))
+        {
             return (id, secret);
         }
         let path = self.data().join("aws/credentials");
-        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let text = std::fs::read_to_string(&path)
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let value = |name: &str| {
-            let values = text.lines().filter_map(|line| line.split_once('=').filter(|(key, _)| key.trim() == name));
-            values.map(|(_, value)| value.trim().to_owned()).next().unwrap_or_else(|| panic!("no {name} in {text}"))
+            let values = text
+                .lines()
+                .filter_map(|line| line.split_once('=').filter(|(key, _)| key.trim() == name));
+            values
+                .map(|(_, value)| value.trim().to_owned())
+                .next()
+                .unwrap_or_else(|| panic!("no {name} in {text}"))
         };
         (value("aws_access_key_id"), value("aws_secret_access_key"))
     }
@@ -255,9 +287,18 @@ impl Wharfage {
 
     /// Returns what `wharfage env` prints for the data folder, and `arguments`.
     pub fn env(&self, arguments: &[&str]) -> String {
-        let printed = program(&BTreeMap::new()).arg("env").arg("--data").arg(self.data()).args(arguments).output();
+        let printed = program(&BTreeMap::new())
+            .arg("env")
+            .arg("--data")
+            .arg(self.data())
+            .args(arguments)
+            .output();
         let printed = printed.expect("running wharfage env");
-        assert!(printed.status.success(), "wharfage env: {}", String::from_utf8_lossy(&printed.stderr));
+        assert!(
+            printed.status.success(),
+            "wharfage env: {}",
+            String::from_utf8_lossy(&printed.stderr)
+        );
         String::from_utf8(printed.stdout).expect("UTF-8")
     }
 
@@ -373,12 +414,16 @@ async fn nothing_is_answered_before_the_files_that_env_reads_exist() {
         };
         let connected = tokio::time::timeout(STARTUP, connect).await;
         let mut client = connected.unwrap_or_else(|_| panic!("{}", program.output()));
-        client.write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        client
+            .write_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .await
+            .unwrap();
         let pipe = std::fs::read_dir(&aws).unwrap().next().unwrap().unwrap().path();
         // Opening the pipe waits for the program to come to it.
         let (opened, writing) = std::sync::mpsc::channel();
         std::thread::spawn(move || opened.send(std::fs::File::open(pipe)));
-        let writing = tokio::task::spawn_blocking(move || writing.recv_timeout(STARTUP)).await.unwrap();
+        let writing =
+            tokio::task::spawn_blocking(move || writing.recv_timeout(STARTUP)).await.unwrap();
         let _pipe = writing.unwrap_or_else(|_| panic!("{}", program.output())).unwrap();
         // A pipe cannot be synced, so the start fails now.
         let mut answer = Vec::new();
@@ -419,7 +464,10 @@ async fn a_stop_during_the_start_ends_it_well() {
             waited.unwrap_or_else(|_| panic!("{}", program.output()));
             program.signal(signal);
             let (status, output) = (program.wait(), program.output());
-            assert!(status.success() && !output.contains("Serving"), "SIG{signal}: {status}\n{output}");
+            assert!(
+                status.success() && !output.contains("Serving"),
+                "SIG{signal}: {status}\n{output}"
+            );
         }
     }
 }
@@ -442,5 +490,9 @@ fn a_program_that_was_started_to_outlive_its_terminal_does() {
     program.wait_for(|line| line.starts_with("Serving ").then_some(()));
     let status = std::fs::read_to_string(format!("/proc/{}/status", program.id())).unwrap();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
-    assert_eq!(u64::from_str_radix(ignored.trim(), 16).unwrap() & 1, 1, "SIGHUP stays ignored: {status}");
+    assert_eq!(
+        u64::from_str_radix(ignored.trim(), 16).unwrap() & 1,
+        1,
+        "SIGHUP stays ignored: {status}"
+    );
 }

@@ -5,10 +5,13 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use futures::future::join_all;
 use futures::{StreamExt, TryStreamExt};
-use wharfage::store::{BlobKey, Generation, Handover, Inspect, KeyReference, StoreError, UploadKey, WriterState};
+use wharfage::store::{
+    BlobKey, Generation, Handover, Inspect, KeyReference, StoreError, UploadKey, WriterState,
+};
 
 use super::{
-    BackendFixture, begin, checkpoint, content, finish, get, get_whole, inconsistent, key, put, resume, same, write,
+    BackendFixture, begin, checkpoint, content, finish, get, get_whole, inconsistent, key, put,
+    resume, same, write,
 };
 
 const KIB: usize = 1024;
@@ -84,9 +87,13 @@ pub async fn an_upload_continues_at_its_checkpoint_after_a_restart(fixture: &dyn
     let size = 13 * MIB + 7;
     let bytes = content(3, size);
     for handover in [Handover::Clean, Handover::Takeover] {
-        for stops in
-            [vec![1], vec![MIB, MIB + 1, 5 * MIB], vec![6 * MIB], vec![6 * MIB + 1, 12 * MIB - 1, 12 * MIB], vec![size]]
-        {
+        for stops in [
+            vec![1],
+            vec![MIB, MIB + 1, 5 * MIB],
+            vec![6 * MIB],
+            vec![6 * MIB + 1, 12 * MIB - 1, 12 * MIB],
+            vec![size],
+        ] {
             let (mut offset, mut state) = (0, WriterState::default());
             for stop in stops {
                 let blobs = fixture.open().await;
@@ -121,7 +128,9 @@ pub async fn a_checkpoint_without_new_bytes_changes_nothing(fixture: &dyn Backen
 }
 
 pub async fn bytes_after_the_checkpoint_are_overwritten(fixture: &dyn BackendFixture) {
-    for (kept, lost, rest) in [(0, 7 * MIB, 10), (10, 2 * MIB, MIB), (7 * MIB, 14 * MIB, 0), (7 * MIB, MIB, 13 * MIB)] {
+    for (kept, lost, rest) in
+        [(0, 7 * MIB, 10), (10, 2 * MIB, MIB), (7 * MIB, 14 * MIB, 0), (7 * MIB, MIB, 13 * MIB)]
+    {
         let (kept, lost, rest) = (content(5, kept), content(6, lost), content(7, rest));
         let blobs = fixture.open().await;
         let mut writer = begin(blobs.as_ref()).await;
@@ -130,7 +139,8 @@ pub async fn bytes_after_the_checkpoint_are_overwritten(fixture: &dyn BackendFix
         write(writer.as_mut(), &lost, 100 * KIB).await;
         drop(writer);
 
-        let mut writer = resume(blobs.as_ref(), kept.len(), &state, Handover::Takeover).await.unwrap();
+        let mut writer =
+            resume(blobs.as_ref(), kept.len(), &state, Handover::Takeover).await.unwrap();
         write(writer.as_mut(), &rest, 100 * KIB).await;
         let blob = finish(writer).await;
         same(&get_whole(blobs.as_ref(), &blob).await.unwrap(), &[kept, rest].concat());
@@ -138,9 +148,16 @@ pub async fn bytes_after_the_checkpoint_are_overwritten(fixture: &dyn BackendFix
 }
 
 pub async fn finishing_an_uncommitted_upload_again_succeeds(fixture: &dyn BackendFixture) {
-    for (before, after) in
-        [(0, 0), (0, 10), (10, 0), (10, 10), (7 * MIB, 0), (7 * MIB, 10), (0, 7 * MIB), (MIB, 13 * MIB)]
-    {
+    for (before, after) in [
+        (0, 0),
+        (0, 10),
+        (10, 0),
+        (10, 10),
+        (7 * MIB, 0),
+        (7 * MIB, 10),
+        (0, 7 * MIB),
+        (MIB, 13 * MIB),
+    ] {
         let (before, after) = (content(8, before), content(9, after));
         let whole = [before.clone(), after.clone()].concat();
         let mut state = WriterState::default();
@@ -151,7 +168,8 @@ pub async fn finishing_an_uncommitted_upload_again_succeeds(fixture: &dyn Backen
         }
         for _ in 0..2 {
             let blobs = fixture.open().await;
-            let mut writer = resume(blobs.as_ref(), before.len(), &state, Handover::Takeover).await.unwrap();
+            let mut writer =
+                resume(blobs.as_ref(), before.len(), &state, Handover::Takeover).await.unwrap();
             write(writer.as_mut(), &after, 100 * KIB).await;
             let blob = finish(writer).await;
             same(&get_whole(blobs.as_ref(), &blob).await.unwrap(), &whole);
@@ -171,7 +189,8 @@ pub async fn finishing_again_with_other_bytes_leaves_only_those(fixture: &dyn Ba
         write(writer.as_mut(), &first, 100 * KIB).await;
         finish(writer).await;
 
-        let mut writer = resume(blobs.as_ref(), before.len(), &state, Handover::Takeover).await.unwrap();
+        let mut writer =
+            resume(blobs.as_ref(), before.len(), &state, Handover::Takeover).await.unwrap();
         write(writer.as_mut(), &then, 100 * KIB).await;
         let blob = finish(writer).await;
         let whole = [before.clone(), then].concat();
@@ -199,9 +218,11 @@ pub async fn a_late_writer_changes_no_finished_object(fixture: &dyn BackendFixtu
         let state = checkpoint(writer.as_mut()).await;
         drop(writer);
         // Both continue at the same checkpoint; the second has taken over the claim.
-        let mut loser = resume(blobs.as_ref(), before.len(), &state, Handover::Clean).await.unwrap();
+        let mut loser =
+            resume(blobs.as_ref(), before.len(), &state, Handover::Clean).await.unwrap();
         write(loser.as_mut(), &late.slice(..late.len() / 2), 100 * KIB).await;
-        let mut winner = resume(blobs.as_ref(), before.len(), &state, Handover::Takeover).await.unwrap();
+        let mut winner =
+            resume(blobs.as_ref(), before.len(), &state, Handover::Takeover).await.unwrap();
         write(winner.as_mut(), &new, 100 * KIB).await;
         let blob = finish(winner).await;
 
@@ -225,11 +246,13 @@ pub async fn a_takeover_finishes_with_its_own_bytes(fixture: &dyn BackendFixture
         write(writer.as_mut(), &before, 100 * KIB).await;
         let state = checkpoint(writer.as_mut()).await;
         drop(writer);
-        let mut loser = resume(blobs.as_ref(), before.len(), &state, Handover::Clean).await.unwrap();
+        let mut loser =
+            resume(blobs.as_ref(), before.len(), &state, Handover::Clean).await.unwrap();
         write(loser.as_mut(), &late, 100 * KIB).await;
         finish(loser).await;
 
-        let mut winner = resume(blobs.as_ref(), before.len(), &state, Handover::Takeover).await.unwrap();
+        let mut winner =
+            resume(blobs.as_ref(), before.len(), &state, Handover::Takeover).await.unwrap();
         write(winner.as_mut(), &new, 100 * KIB).await;
         let sealed = winner.finish().await.unwrap();
         let read = get_whole(blobs.as_ref(), &key(&sealed)).await.unwrap();
@@ -276,7 +299,10 @@ pub async fn only_the_blob_is_left_at_the_end(fixture: &dyn BackendFixture) {
             let last = stops.len() - 1;
             for (n, stop) in stops.into_iter().enumerate() {
                 let key = UploadKey::plain(fresh);
-                let mut writer = blobs.writer(&key, offset as u64, &state, handover, Arc::new(())).await.unwrap();
+                let mut writer = blobs
+                    .writer(&key, offset as u64, &state, handover, Arc::new(()))
+                    .await
+                    .unwrap();
                 write(writer.as_mut(), &content(37, stop).slice(offset..), 100 * KIB).await;
                 offset = stop;
                 if n == last {
@@ -300,8 +326,14 @@ pub async fn only_the_blob_is_left_at_the_end(fixture: &dyn BackendFixture) {
 pub async fn a_blob_of_another_size_is_never_served(fixture: &dyn BackendFixture) {
     let blobs = fixture.open().await;
     let generation = put(blobs.as_ref(), &content(13, 1000)).await.generation;
-    for (size, range) in [(999, 0..999), (1001, 0..1001), (1001, 0..1), (2000, 1500..2000), (999, 998..999), (0, 0..0)]
-    {
+    for (size, range) in [
+        (999, 0..999),
+        (1001, 0..1001),
+        (1001, 0..1),
+        (2000, 1500..2000),
+        (999, 998..999),
+        (0, 0..0),
+    ] {
         inconsistent(blobs.read(&BlobKey::plain(generation, size), range).await.map(|_| ()));
     }
 }
@@ -326,13 +358,16 @@ pub async fn encrypted_blobs_are_neither_read_nor_written(fixture: &dyn BackendF
     let blob = BlobKey { key: sealed.clone(), ..put(blobs.as_ref(), &content(39, 10)).await };
     assert!(matches!(blobs.read(&blob, 0..10).await.map(|_| ()), Err(StoreError::Backend(_))));
     let upload = UploadKey { generation: Generation::random(), key: sealed };
-    let writer = blobs.writer(&upload, 0, &WriterState::default(), Handover::Clean, Arc::new(())).await;
+    let writer =
+        blobs.writer(&upload, 0, &WriterState::default(), Handover::Clean, Arc::new(())).await;
     assert!(matches!(writer.map(|_| ()), Err(StoreError::Backend(_))));
 }
 
 pub async fn a_writer_requires_the_acknowledged_bytes(fixture: &dyn BackendFixture) {
     let blobs = fixture.open().await;
-    inconsistent(resume(blobs.as_ref(), 10, &WriterState::default(), Handover::Clean).await.map(|_| ()));
+    inconsistent(
+        resume(blobs.as_ref(), 10, &WriterState::default(), Handover::Clean).await.map(|_| ()),
+    );
 
     let mut writer = begin(blobs.as_ref()).await;
     write(writer.as_mut(), &content(14, 10), 10).await;
@@ -362,7 +397,10 @@ pub async fn an_unfinished_blob_is_deleted_with_its_leftovers(fixture: &dyn Back
     for size in [0, 10, 6 * MIB, 14 * MIB] {
         let (first, next) = (Generation::random(), Generation::random());
         let key = UploadKey::plain(first);
-        let mut writer = blobs.writer(&key, 0, &WriterState::default(), Handover::Clean, Arc::new(())).await.unwrap();
+        let mut writer = blobs
+            .writer(&key, 0, &WriterState::default(), Handover::Clean, Arc::new(()))
+            .await
+            .unwrap();
         write(writer.as_mut(), &content(17, size), 100 * KIB).await;
         let state = writer.checkpoint(next).await.unwrap();
         write(writer.as_mut(), &content(17, 10), 10).await;
@@ -389,10 +427,12 @@ pub async fn every_byte_is_inspected_once_and_in_order(fixture: &dyn BackendFixt
     let (checkpointed, whole) = (6 * MIB + 300, 14 * MIB);
     let bytes = content(40, whole);
     for frame in [1000, 31 * KIB, 100 * KIB, 700 * KIB] {
-        let (fresh, next) = (UploadKey::plain(Generation::random()), UploadKey::plain(Generation::random()));
+        let (fresh, next) =
+            (UploadKey::plain(Generation::random()), UploadKey::plain(Generation::random()));
         let seen = Arc::new(Seen::default());
         let state = WriterState::default();
-        let mut writer = blobs.writer(&fresh, 0, &state, Handover::Clean, seen.clone()).await.unwrap();
+        let mut writer =
+            blobs.writer(&fresh, 0, &state, Handover::Clean, seen.clone()).await.unwrap();
         writer.inspected().await.unwrap();
         let mut written = 0;
         // Bytes that were inspected in the middle of a batch are not inspected again with its rest.
@@ -409,7 +449,10 @@ pub async fn every_byte_is_inspected_once_and_in_order(fixture: &dyn BackendFixt
 
         // The next writer inspects only the new bytes.
         let seen = Arc::new(Seen::default());
-        let mut writer = blobs.writer(&next, checkpointed as u64, &state, Handover::Clean, seen.clone()).await.unwrap();
+        let mut writer = blobs
+            .writer(&next, checkpointed as u64, &state, Handover::Clean, seen.clone())
+            .await
+            .unwrap();
         write(writer.as_mut(), &bytes.slice(checkpointed..), frame).await;
         writer.inspected().await.unwrap();
         same(&seen.0.lock().unwrap().clone().into(), &bytes[checkpointed..]);
@@ -438,7 +481,8 @@ pub async fn a_blob_is_read_concurrently(fixture: &dyn BackendFixture) {
     let blob = put(blobs.as_ref(), &bytes).await;
     // All streams are open before any is read, and then they alternate.
     let streams = join_all((0..10).map(|n| blobs.read(&blob, n * 1000..bytes.len() as u64))).await;
-    let read = join_all(streams.into_iter().map(|stream| stream.unwrap().try_collect::<Vec<_>>())).await;
+    let read =
+        join_all(streams.into_iter().map(|stream| stream.unwrap().try_collect::<Vec<_>>())).await;
     for (n, chunks) in read.into_iter().enumerate() {
         same(&chunks.unwrap().concat().into(), &bytes[n * 1000..]);
     }
@@ -464,7 +508,11 @@ pub async fn the_writer_state_is_bounded(fixture: &dyn BackendFixture) {
     for _ in 0..5 {
         write(writer.as_mut(), &bytes, 400 * KIB).await;
         state = checkpoint(writer.as_mut()).await;
-        assert!(state.0.len() < KIB, "no bytes of the blob are in {} bytes of state", state.0.len());
+        assert!(
+            state.0.len() < KIB,
+            "no bytes of the blob are in {} bytes of state",
+            state.0.len()
+        );
     }
     writer.abandon().await;
     blobs.delete(Generation::random(), &state, &[]).await.unwrap();

@@ -11,7 +11,10 @@ use wharfage::store::{Blobs, Generation, Handover, StoreError, WriterState};
 use super::{BackendFixture, begin, checkpoint, content, finish, on, put, resume, write};
 
 /// A folder that does not exist yet, in a temporary one.
-pub(super) struct Folder(PathBuf, #[allow(dead_code, reason = "removes itself when dropped")] tempfile::TempDir);
+pub(super) struct Folder(
+    PathBuf,
+    #[allow(dead_code, reason = "removes itself when dropped")] tempfile::TempDir,
+);
 
 pub(super) async fn folder() -> Folder {
     let above = tempfile::tempdir().unwrap();
@@ -25,10 +28,17 @@ impl BackendFixture for Folder {
     }
 
     async fn objects(&self) -> Vec<String> {
-        let files = |path: &Path| fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
-        let found = files(&self.0.join("blobs")).iter().flat_map(|fan_out| files(fan_out)).collect::<Vec<_>>();
-        let mut found: Vec<_> =
-            found.iter().map(|path| path.strip_prefix(&self.0).unwrap().to_str().unwrap().to_owned()).collect();
+        let files = |path: &Path| {
+            fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
+        };
+        let found = files(&self.0.join("blobs"))
+            .iter()
+            .flat_map(|fan_out| files(fan_out))
+            .collect::<Vec<_>>();
+        let mut found: Vec<_> = found
+            .iter()
+            .map(|path| path.strip_prefix(&self.0).unwrap().to_str().unwrap().to_owned())
+            .collect();
         found.sort();
         found
     }
@@ -64,7 +74,10 @@ async fn bytes_beyond_the_checkpoint_are_overwritten_or_truncated() {
             let mut writer = resume(blobs.as_ref(), 1000, &state, handover).await.unwrap();
             write(writer.as_mut(), &rest, 100).await;
             let blob = finish(writer).await;
-            assert_eq!(fs::read(file(&folder.0, blob.generation)).unwrap(), [kept.to_vec(), rest.to_vec()].concat());
+            assert_eq!(
+                fs::read(file(&folder.0, blob.generation)).unwrap(),
+                [kept.to_vec(), rest.to_vec()].concat()
+            );
             for path in folder.objects().await {
                 fs::remove_file(folder.0.join(path)).unwrap();
             }
@@ -79,10 +92,16 @@ async fn uploads_of_earlier_versions_continue_in_their_rows_file() {
     let (generation, kept, rest) = (Generation::random(), content(4, 700), content(5, 10));
     fs::write(file(&folder.0, generation), &kept).unwrap();
     let key = wharfage::store::UploadKey::plain(generation);
-    let mut writer = blobs.writer(&key, 700, &WriterState::default(), Handover::Clean, Arc::new(())).await.unwrap();
+    let mut writer = blobs
+        .writer(&key, 700, &WriterState::default(), Handover::Clean, Arc::new(()))
+        .await
+        .unwrap();
     write(writer.as_mut(), &rest, 100).await;
     let blob = finish(writer).await;
-    assert_eq!(fs::read(file(&folder.0, blob.generation)).unwrap(), [kept.to_vec(), rest.to_vec()].concat());
+    assert_eq!(
+        fs::read(file(&folder.0, blob.generation)).unwrap(),
+        [kept.to_vec(), rest.to_vec()].concat()
+    );
 }
 
 #[tokio::test]
@@ -92,7 +111,10 @@ async fn a_writer_does_not_begin_in_an_existing_file() {
     let generation = Generation::random();
     fs::write(file(&folder.0, generation), "somebody's").unwrap();
     let key = wharfage::store::UploadKey::plain(generation);
-    let mut writer = blobs.writer(&key, 0, &WriterState::default(), Handover::Clean, Arc::new(())).await.unwrap();
+    let mut writer = blobs
+        .writer(&key, 0, &WriterState::default(), Handover::Clean, Arc::new(()))
+        .await
+        .unwrap();
     writer.write(content(6, 10)).await.unwrap();
     assert!(writer.finish().await.is_err());
     assert_eq!(fs::read(file(&folder.0, generation)).unwrap(), b"somebody's");

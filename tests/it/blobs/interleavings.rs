@@ -28,8 +28,8 @@ use wharfage::store::postgres::{PostgresOptions, PostgresStore};
 use wharfage::store::repositories::Repository;
 use wharfage::store::sqlite::SqliteStore;
 use wharfage::store::{
-    BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, Inspect, Lookup, Metadata, Sealed, StoreResult,
-    UploadKey, WriterState,
+    BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, Inspect, Lookup, Metadata,
+    Sealed, StoreResult, UploadKey, WriterState,
 };
 
 use super::{BackendFixture, content};
@@ -85,13 +85,26 @@ impl Blobs for Gated {
     async fn stored_size(&self, generation: Generation) -> StoreResult<Option<u64>> {
         self.blobs.stored_size(generation).await
     }
-    fn generations_to_delete(&self, generation: Generation, state: &WriterState) -> StoreResult<Vec<Generation>> {
+    fn generations_to_delete(
+        &self,
+        generation: Generation,
+        state: &WriterState,
+    ) -> StoreResult<Vec<Generation>> {
         self.blobs.generations_to_delete(generation, state)
     }
-    async fn delete(&self, generation: Generation, state: &WriterState, live: &[Generation]) -> StoreResult<()> {
+    async fn delete(
+        &self,
+        generation: Generation,
+        state: &WriterState,
+        live: &[Generation],
+    ) -> StoreResult<()> {
         self.blobs.delete(generation, state, live).await
     }
-    async fn presigned_url(&self, key: &BlobKey, valid_for: Duration) -> StoreResult<Option<String>> {
+    async fn presigned_url(
+        &self,
+        key: &BlobKey,
+        valid_for: Duration,
+    ) -> StoreResult<Option<String>> {
         self.blobs.presigned_url(key, valid_for).await
     }
     async fn ready(&self) -> StoreResult<()> {
@@ -160,10 +173,16 @@ fn orders(first: usize, second: usize, canceler: usize) -> Vec<Vec<Actor>> {
         return vec![Vec::new()];
     }
     let mut all = Vec::new();
-    for (actor, left) in [(Actor::First, first), (Actor::Second, second), (Actor::Canceler, canceler)] {
+    for (actor, left) in
+        [(Actor::First, first), (Actor::Second, second), (Actor::Canceler, canceler)]
+    {
         if left > 0 {
             let less = |of: Actor, steps: usize| steps - usize::from(of == actor);
-            let rest = orders(less(Actor::First, first), less(Actor::Second, second), less(Actor::Canceler, canceler));
+            let rest = orders(
+                less(Actor::First, first),
+                less(Actor::Second, second),
+                less(Actor::Canceler, canceler),
+            );
             all.extend(rest.into_iter().map(|rest| [vec![actor], rest].concat()));
         }
     }
@@ -198,7 +217,8 @@ impl World {
     async fn session(&self, bytes: &Bytes) -> Uuid {
         let registry = self.registry(Arc::clone(&self.blobs));
         let now = Timestamp::now();
-        let upload = registry.begin_upload(self.repository.id, Algorithm::Sha256, now).await.unwrap();
+        let upload =
+            registry.begin_upload(self.repository.id, Algorithm::Sha256, now).await.unwrap();
         if !bytes.is_empty() {
             let mut session = registry.open_upload(self.repository.id, upload.id).await.unwrap();
             session.append(bytes.clone()).await.unwrap();
@@ -218,15 +238,21 @@ impl World {
 
     /// Asserts that the bytes of a blob have its digest.
     async fn assert_whole(&self, (digest, size): &Acknowledged, order: &(impl fmt::Debug + Sync)) {
-        let found = self.metadata.find_blob(&account(), &self.repository.name, digest).await.unwrap();
+        let found =
+            self.metadata.find_blob(&account(), &self.repository.name, digest).await.unwrap();
         let Lookup::Found(blob) = found else { panic!("{order:?}: {digest} is not there") };
         assert_eq!(blob.bytes.size, *size, "{order:?}");
         let read = async {
-            let chunks: Vec<Bytes> = self.blobs.read(&blob.bytes, 0..*size).await?.try_collect().await?;
+            let chunks: Vec<Bytes> =
+                self.blobs.read(&blob.bytes, 0..*size).await?.try_collect().await?;
             StoreResult::Ok(chunks.concat())
         };
         let bytes = read.await.unwrap_or_else(|error| panic!("{order:?}: {error}"));
-        assert_eq!(Digest::sha256(&bytes), *digest, "{order:?}: other bytes than were acknowledged");
+        assert_eq!(
+            Digest::sha256(&bytes),
+            *digest,
+            "{order:?}: other bytes than were acknowledged"
+        );
     }
 
     /// Runs one order of steps, and returns the acknowledged blobs.
@@ -241,7 +267,10 @@ impl World {
                 Actor::First => 0,
                 Actor::Second => 1,
                 Actor::Canceler => {
-                    self.metadata.cancel_upload(self.repository.id, id, None, Timestamp::now()).await.unwrap();
+                    self.metadata
+                        .cancel_upload(self.repository.id, id, None, Timestamp::now())
+                        .await
+                        .unwrap();
                     continue;
                 }
             };
@@ -257,7 +286,10 @@ impl World {
                 acknowledged.push(blob);
             }
         }
-        assert!(writers.iter().flatten().all(|writer| writer.task.is_none()), "{order:?}: a writer is not through");
+        assert!(
+            writers.iter().flatten().all(|writer| writer.task.is_none()),
+            "{order:?}: a writer is not through"
+        );
         for blob in &acknowledged {
             self.assert_whole(blob, &order).await;
         }
@@ -265,11 +297,19 @@ impl World {
     }
 
     /// Runs every order, and asserts that only acknowledged objects are left.
-    async fn run_all(&self, fixture: &dyn BackendFixture, before: &Bytes, does: [Does; 2], cancels: usize) {
+    async fn run_all(
+        &self,
+        fixture: &dyn BackendFixture,
+        before: &Bytes,
+        does: [Does; 2],
+        cancels: usize,
+    ) {
         let orders = orders(does[0].steps(), does[1].steps(), cancels);
         let runs = stream::iter(orders).map(|order| {
             let (world, before) = (self.clone(), before.clone());
-            async move { tokio::spawn(async move { world.run(before, does, order).await }).await.unwrap() }
+            async move {
+                tokio::spawn(async move { world.run(before, does, order).await }).await.unwrap()
+            }
         });
         let acknowledged: Vec<_> = runs.buffer_unordered(AT_ONCE).concat().await;
         assert!(!acknowledged.is_empty());
@@ -280,15 +320,19 @@ impl World {
         // The deletion of an uncleanly ended session's bytes waits for late writes.
         let due = later + 1.hour();
         let kinds = [DeleteGeneration::KIND];
-        while let Some(job) = self.metadata.claim_job(&kinds, due, Duration::from_secs(60)).await.unwrap() {
-            let DeleteGeneration { generation, writer } = DeleteGeneration::parse(&job.payload).unwrap();
+        while let Some(job) =
+            self.metadata.claim_job(&kinds, due, Duration::from_secs(60)).await.unwrap()
+        {
+            let DeleteGeneration { generation, writer } =
+                DeleteGeneration::parse(&job.payload).unwrap();
             self.blobs.delete(generation, &writer, &[]).await.unwrap();
             self.metadata.end_job(job.id, job.attempts, JobEnd::Done).await.unwrap();
         }
         let mut expected = BTreeSet::new();
         for blob in &acknowledged {
             self.assert_whole(blob, &"after all deletions").await;
-            match self.metadata.find_blob(&account(), &self.repository.name, &blob.0).await.unwrap() {
+            match self.metadata.find_blob(&account(), &self.repository.name, &blob.0).await.unwrap()
+            {
                 Lookup::Found(blob) => expected.insert(blob.bytes.generation.path()),
                 other => panic!("{other:?}"),
             };
@@ -317,7 +361,8 @@ impl Writer {
     fn start(world: &World, id: Uuid, before: Bytes, bytes: Bytes, does: Does) -> Self {
         let (arrived, arrivals) = mpsc::unbounded_channel();
         let gate = Arc::new(Gate { arrived, go: Semaphore::new(0) });
-        let registry = world.registry(Arc::new(Gated { blobs: Arc::clone(&world.blobs), gate: Arc::clone(&gate) }));
+        let registry = world
+            .registry(Arc::new(Gated { blobs: Arc::clone(&world.blobs), gate: Arc::clone(&gate) }));
         let repository = world.repository.id;
         let task = tokio::spawn(async move {
             let mut session = registry.open_upload(repository, id).await?;
@@ -349,7 +394,11 @@ impl Writer {
         // The second writer is refused. Any other error would mean that the session is broken.
         match ended {
             Ok(acknowledged) => acknowledged,
-            Err(UploadFailure::NotFound | UploadFailure::Busy | UploadFailure::DigestMismatch { .. }) => None,
+            Err(
+                UploadFailure::NotFound
+                | UploadFailure::Busy
+                | UploadFailure::DigestMismatch { .. },
+            ) => None,
             Err(UploadFailure::Store(wharfage::store::StoreError::Unavailable(_))) => None,
             Err(error) => panic!("a writer failed: {error}"),
         }

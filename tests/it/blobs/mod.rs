@@ -11,7 +11,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use wharfage::store::{
-    BlobKey, BlobWriter, Blobs, Generation, Handover, Sealed, StoreError, StoreResult, UploadKey, WriterState,
+    BlobKey, BlobWriter, Blobs, Generation, Handover, Sealed, StoreError, StoreResult, UploadKey,
+    WriterState,
 };
 
 /// A location where a backend stores blobs.
@@ -98,7 +99,15 @@ async fn resume(
     state: &WriterState,
     handover: Handover,
 ) -> StoreResult<Box<dyn BlobWriter>> {
-    blobs.writer(&UploadKey::plain(Generation::random()), offset as u64, state, handover, Arc::new(())).await
+    blobs
+        .writer(
+            &UploadKey::plain(Generation::random()),
+            offset as u64,
+            state,
+            handover,
+            Arc::new(()),
+        )
+        .await
 }
 
 async fn checkpoint(writer: &mut dyn BlobWriter) -> WriterState {
@@ -138,7 +147,10 @@ async fn get_whole(blobs: &dyn Blobs, key: &BlobKey) -> StoreResult<Bytes> {
 fn same(read: &Bytes, written: &[u8]) {
     assert_eq!(read.len(), written.len(), "length");
     if read != written {
-        panic!("byte {:?} is the first that differs", read.iter().zip(written).position(|(a, b)| a != b));
+        panic!(
+            "byte {:?} is the first that differs",
+            read.iter().zip(written).position(|(a, b)| a != b)
+        );
     }
 }
 

@@ -42,7 +42,11 @@ impl BackendFixture for S3 {
     }
 
     async fn objects(&self) -> Vec<String> {
-        keys(self).await.iter().map(|key| key.strip_prefix("registry/one/").unwrap().to_owned()).collect()
+        keys(self)
+            .await
+            .iter()
+            .map(|key| key.strip_prefix("registry/one/").unwrap().to_owned())
+            .collect()
     }
 }
 
@@ -63,8 +67,13 @@ async fn get(bucket: &S3, url: &str) -> String {
 }
 
 async fn keys(bucket: &S3) -> Vec<String> {
-    let mut keys: Vec<_> =
-        bucket.client().list(None).map_ok(|object| object.location.to_string()).try_collect().await.unwrap();
+    let mut keys: Vec<_> = bucket
+        .client()
+        .list(None)
+        .map_ok(|object| object.location.to_string())
+        .try_collect()
+        .await
+        .unwrap();
     keys.sort();
     keys
 }
@@ -75,7 +84,10 @@ async fn a_blob_is_one_object_below_the_prefix() {
     let blobs = bucket.open().await;
     let mut expected = Vec::new();
     for size in [10, 7 * MIB] {
-        expected.push(format!("registry/one/{}", put(blobs.as_ref(), &content(1, size)).await.generation.path()));
+        expected.push(format!(
+            "registry/one/{}",
+            put(blobs.as_ref(), &content(1, size)).await.generation.path()
+        ));
     }
     expected.sort();
     assert_eq!(keys(&bucket).await, expected);
@@ -157,11 +169,16 @@ async fn a_presigned_url_reads_a_blob_without_credentials() {
 #[tokio::test]
 async fn a_bucket_that_is_missing_or_refuses_the_key_is_not_ready() {
     let bucket = bucket().await;
-    let missing = S3Blobs::new(S3Config { bucket: "missing".to_owned(), ..config(&bucket) }).unwrap();
+    let missing =
+        S3Blobs::new(S3Config { bucket: "missing".to_owned(), ..config(&bucket) }).unwrap();
     assert!(matches!(missing.ready().await, Err(StoreError::Unavailable(_))));
 
-    let credentials = S3Credentials { access_key: bucket.access_key.clone(), secret_key: "wonderland".to_owned() };
-    let refused = S3Blobs::new(S3Config { credentials: Some(credentials), ..config(&bucket) }).unwrap();
+    let credentials = S3Credentials {
+        access_key: bucket.access_key.clone(),
+        secret_key: "wonderland".to_owned(),
+    };
+    let refused =
+        S3Blobs::new(S3Config { credentials: Some(credentials), ..config(&bucket) }).unwrap();
     let error = refused.ready().await.unwrap_err();
     assert!(matches!(error, StoreError::Unavailable(_)));
     assert!(!format!("{error} {error:?}").contains("wonderland"));
@@ -185,7 +202,10 @@ async fn in_a_missing_bucket_nothing_is_deleted_or_missing() {
     let blob = put(blobs.as_ref(), &content(7, 1000)).await;
     let half = Generation::random();
     let key = UploadKey::plain(half);
-    let mut writer = blobs.writer(&key, 0, &WriterState::default(), Handover::Clean, Arc::new(())).await.unwrap();
+    let mut writer = blobs
+        .writer(&key, 0, &WriterState::default(), Handover::Clean, Arc::new(()))
+        .await
+        .unwrap();
     write(writer.as_mut(), &content(8, 7 * MIB), MIB).await;
     let half_state = checkpoint(writer.as_mut()).await;
     drop(writer);

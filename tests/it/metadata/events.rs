@@ -20,7 +20,10 @@ pub async fn old_events_are_pruned_by_age_and_by_number(store: Fixture) {
     assert_eq!(store.prune_events(at(0), 100, 100).await.unwrap(), 0);
     assert_eq!(store.prune_events(at(5), 100, 2).await.unwrap(), 2, "no more than asked");
     assert_eq!(store.prune_events(at(5), 100, 100).await.unwrap(), 3);
-    assert_eq!((left().await, store.list_events(&account(), 1).await.unwrap()), (5, vec![event(9)]));
+    assert_eq!(
+        (left().await, store.list_events(&account(), 1).await.unwrap()),
+        (5, vec![event(9)])
+    );
     assert_eq!(store.prune_events(at(0), 2, 100).await.unwrap(), 3, "the last two stay");
     assert_eq!(store.list_events(&account(), 100).await.unwrap(), [event(9), event(8)]);
 }
@@ -34,8 +37,11 @@ pub async fn events_are_listed_newest_first_per_registry(store: Fixture) {
         detail: format!(r#"{{"number":{seconds}}}"#),
     };
     let other: AccountId = "210987654321".parse().unwrap();
-    let (one, two, three) =
-        (event(1, account(), Some("app")), event(2, other.clone(), None), event(3, account(), None));
+    let (one, two, three) = (
+        event(1, account(), Some("app")),
+        event(2, other.clone(), None),
+        event(3, account(), None),
+    );
     for event in [&one, &two, &three] {
         store.record_event(event.clone()).await.unwrap();
     }
@@ -54,8 +60,10 @@ pub async fn pushes_and_deletions_are_recorded(store: Fixture) {
     store.delete_image(repository.id, &digest("image"), Referrers::Stay, at(1)).await.unwrap();
     store.delete_image(repository.id, &digest("untagged"), Referrers::Stay, at(1)).await.unwrap();
     let recorded = store.recorded().await;
-    let recorded: Vec<_> =
-        recorded.iter().map(|(kind, act, tag)| (kind.as_str(), act.as_str(), tag.as_deref())).collect();
+    let recorded: Vec<_> = recorded
+        .iter()
+        .map(|(kind, act, tag)| (kind.as_str(), act.as_str(), tag.as_deref()))
+        .collect();
     assert_eq!(
         recorded,
         [

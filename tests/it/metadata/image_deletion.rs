@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use wharfage::store::images::{
-    DeleteImageError, ImageDeleted, ImageDeletion, ImageFilter, ImageStatus, LastTag, ManifestId, Stale, StorageClass,
-    StorageClassError, TagDeleted,
+    DeleteImageError, ImageDeleted, ImageDeletion, ImageFilter, ImageStatus, LastTag, ManifestId,
+    Stale, StorageClass, StorageClassError, TagDeleted,
 };
 use wharfage::store::jobs::{FollowSubject, JobPayload as _};
 use wharfage::store::repositories::RepositoryChange;
@@ -54,7 +54,10 @@ pub async fn a_decision_about_a_changed_image_is_stale(store: Fixture) {
         "restored",
     ];
     for change in changes {
-        let (kept, moves) = (format!("{change} kept").replace(' ', "-"), format!("{change} moves").replace(' ', "-"));
+        let (kept, moves) = (
+            format!("{change} kept").replace(' ', "-"),
+            format!("{change} moves").replace(' ', "-"),
+        );
         let image = store.image(&repository, change, &[&kept, &moves]).await;
         if change == "restored" {
             archive(&store, &repository, &image).await;
@@ -64,7 +67,9 @@ pub async fn a_decision_about_a_changed_image_is_stale(store: Fixture) {
             "a tag" => drop(store.image(&repository, change, &["new"]).await),
             "a tag that moved" => drop(store.image(&repository, "another image", &[&moves]).await),
             "a tag that went" => {
-                let gone = store.delete_tag(repository.id, &tag(&moves), None, LastTag::KeepsImage, at(1)).await;
+                let gone = store
+                    .delete_tag(repository.id, &tag(&moves), None, LastTag::KeepsImage, at(1))
+                    .await;
                 gone.unwrap();
             }
             "a pull" => {
@@ -73,7 +78,10 @@ pub async fn a_decision_about_a_changed_image_is_stale(store: Fixture) {
             }
             "archived" => archive(&store, &repository, &image).await,
             "restored" => {
-                store.set_storage_class(repository.id, &image, StorageClass::Standard, at(2)).await.unwrap();
+                store
+                    .set_storage_class(repository.id, &image, StorageClass::Standard, at(2))
+                    .await
+                    .unwrap();
             }
             _ => drop(store.image(&repository, change, &[&kept]).await),
         }
@@ -85,7 +93,10 @@ pub async fn a_decision_about_a_changed_image_is_stale(store: Fixture) {
             "{change}"
         );
         let archived = store.archive_image(repository.id, &image, decision, at(9)).await;
-        assert!(matches!(archived, Err(StorageClassError::Stale(Stale::Image))), "{change}: {archived:?}");
+        assert!(
+            matches!(archived, Err(StorageClassError::Stale(Stale::Image))),
+            "{change}: {archived:?}"
+        );
         assert_eq!(store.image_of(&repository, &image).await, before, "{change}");
         assert_eq!(store.recorded().await.len(), recorded, "{change}");
 
@@ -120,7 +131,11 @@ pub async fn a_decision_is_stale_if_a_kept_image_changed(store: Fixture) {
         "it lost its tag"
     );
     store.delete_image(repository.id, &digest("two"), Referrers::Stay, at(4)).await.unwrap();
-    assert_eq!(stale(store.expire_image(repository.id, &old, seen.clone(), at(4)).await), Stale::Kept, "it is gone");
+    assert_eq!(
+        stale(store.expire_image(repository.id, &old, seen.clone(), at(4)).await),
+        Stale::Kept,
+        "it is gone"
+    );
     let archived = store.archive_image(repository.id, &old, seen, at(4)).await;
     assert!(matches!(archived, Err(StorageClassError::Stale(Stale::Kept))), "{archived:?}");
     // A kept image that was only pulled, or not touched, does not make the decision stale.
@@ -134,15 +149,22 @@ pub async fn a_decision_about_a_referrer_is_stale_if_its_subject_exists(store: F
     let signature = NewManifest { subject: Some(subject.clone()), ..manifest("signature") };
     store.put_manifest(put(&repository, signature, &[])).await.unwrap();
     let signature = digest("signature");
-    let decision =
-        async || LifecycleDecision { follows_subject: true, ..store.decision(&repository, &signature, "policy").await };
-    let expire = async || store.expire_image(repository.id, &signature, decision().await, at(2)).await;
+    let decision = async || LifecycleDecision {
+        follows_subject: true,
+        ..store.decision(&repository, &signature, "policy").await
+    };
+    let expire =
+        async || store.expire_image(repository.id, &signature, decision().await, at(2)).await;
     assert_eq!(stale(expire().await), Stale::Subject);
     let archived = store.archive_image(repository.id, &signature, decision().await, at(2)).await;
     assert!(matches!(archived, Err(StorageClassError::Stale(Stale::Subject))), "{archived:?}");
 
     archive(&store, &repository, &subject).await;
-    assert_eq!(stale(expire().await), Stale::Subject, "it follows into the archive, not out of the repository");
+    assert_eq!(
+        stale(expire().await),
+        Stale::Subject,
+        "it follows into the archive, not out of the repository"
+    );
     store.archive_image(repository.id, &signature, decision().await, at(2)).await.unwrap();
     store.delete_image(repository.id, &subject, Referrers::Stay, at(2)).await.unwrap();
     expire().await.unwrap();
@@ -165,11 +187,16 @@ pub async fn a_decision_of_a_replaced_policy_is_stale(store: Fixture) {
         assert!(
             matches!(
                 &refused,
-                (Err(DeleteImageError::Stale(Stale::Policy)), Err(StorageClassError::Stale(Stale::Policy)))
+                (
+                    Err(DeleteImageError::Stale(Stale::Policy)),
+                    Err(StorageClassError::Stale(Stale::Policy))
+                )
             ),
             "{refused:?}"
         );
-        let Lookup::Found(found) = store.found(&repository, "a").await else { panic!("the image is there") };
+        let Lookup::Found(found) = store.found(&repository, "a").await else {
+            panic!("the image is there")
+        };
         assert_eq!(found.status, ImageStatus::Active);
     }
     set_policy(&store, &repository, Some("new")).await;
@@ -225,7 +252,10 @@ pub async fn a_refusal_names_at_most_a_hundred_indexes(store: Fixture) {
     }
     store.set_storage_class(repository.id, &child, StorageClass::Archive, at(4)).await.unwrap();
     // A restored index holds the children that it restored.
-    store.set_storage_class(repository.id, &indexes[7], StorageClass::Standard, at(5)).await.unwrap();
+    store
+        .set_storage_class(repository.id, &indexes[7], StorageClass::Standard, at(5))
+        .await
+        .unwrap();
     match store.set_storage_class(repository.id, &child, StorageClass::Archive, at(6)).await {
         Err(StorageClassError::ReferencedBy(by)) => assert_eq!(by, indexes[7..8]),
         other => panic!("{other:?}"),
@@ -235,7 +265,9 @@ pub async fn a_refusal_names_at_most_a_hundred_indexes(store: Fixture) {
 pub async fn deleting_the_last_tag_keeps_or_deletes_the_image(store: Fixture) {
     let repository = store.repository_named("app").await;
     let image = store.image(&repository, "image", &["a", "b"]).await;
-    let delete = async |name: &str, last: LastTag| store.delete_tag(repository.id, &tag(name), None, last, at(1)).await;
+    let delete = async |name: &str, last: LastTag| {
+        store.delete_tag(repository.id, &tag(name), None, last, at(1)).await
+    };
     let stays = TagDeleted { digest: image.clone(), image_deleted: false };
     assert_eq!(delete("a", LastTag::DeletesImage).await.unwrap(), stays, "another tag is left");
     assert_eq!(delete("b", LastTag::KeepsImage).await.unwrap(), stays);
@@ -269,14 +301,19 @@ pub async fn a_batch_deletes_like_single_deletions_in_sequence(store: Fixture) {
     let one = store.image(&repository, "one", &["a", "b"]).await;
     let two = store.image(&repository, "two", &["c"]).await;
     let three = store.image(&repository, "three", &["d"]).await;
-    let (held, free) = (store.image(&repository, "held", &["e"]).await, store.image(&repository, "free", &[]).await);
+    let (held, free) = (
+        store.image(&repository, "held", &["e"]).await,
+        store.image(&repository, "free", &[]).await,
+    );
     let index = store.index(&repository, &[&held, &free], &[]).await;
     let signature = NewManifest { subject: Some(two.clone()), ..manifest("signature") };
     store.put_manifest(put(&repository, signature, &[])).await.unwrap();
     let before = store.recorded().await.len();
 
-    let untag =
-        |name: &str, expected: Option<&Digest>| ImageDeletion::Tag { tag: tag(name), expected: expected.cloned() };
+    let untag = |name: &str, expected: Option<&Digest>| ImageDeletion::Tag {
+        tag: tag(name),
+        expected: expected.cloned(),
+    };
     let image = |digest: &Digest| ImageDeletion::Image(digest.clone());
     let deletions = [
         untag("a", Some(&one)),
@@ -319,11 +356,17 @@ pub async fn a_batch_deletes_like_single_deletions_in_sequence(store: Fixture) {
         format!("{free} [] true"),
     ];
     assert_eq!(outcomes.iter().map(recorded).collect::<Vec<_>>(), expected);
-    let left = store.list_image_ids(repository.id, ImageFilter::EVERYTHING, None, 10).await.unwrap();
+    let left =
+        store.list_image_ids(repository.id, ImageFilter::EVERYTHING, None, 10).await.unwrap();
     let left: BTreeSet<_> = left.into_iter().map(|id| (id.digest, id.tag)).collect();
     assert_eq!(left, BTreeSet::from([(three, Some(tag("d"))), (digest("signature"), None)]));
-    let deleted: Vec<_> =
-        store.recorded().await.split_off(before).into_iter().map(|(_, action, tag)| (action, tag)).collect();
+    let deleted: Vec<_> = store
+        .recorded()
+        .await
+        .split_off(before)
+        .into_iter()
+        .map(|(_, action, tag)| (action, tag))
+        .collect();
     let tags = [Some("a"), Some("c"), None, Some("e"), Some("b"), None];
     assert_eq!(deleted, tags.map(|tag| ("DELETE".to_owned(), tag.map(str::to_owned))));
     assert_eq!(store.waiting(FollowSubject::KIND).await, 1, "the signature follows what it signed");
@@ -334,7 +377,8 @@ pub async fn the_last_tag_of_a_held_image_is_kept_with_it(store: Fixture) {
     let repository = store.repository_named("app").await;
     let child = store.image(&repository, "child", &["a"]).await;
     let index = store.index(&repository, &[&child], &[]).await;
-    let delete = async |last: LastTag| store.delete_tag(repository.id, &tag("a"), None, last, at(1)).await;
+    let delete =
+        async |last: LastTag| store.delete_tag(repository.id, &tag("a"), None, last, at(1)).await;
     match delete(LastTag::DeletesImage).await {
         Err(DeleteImageError::ReferencedBy(by)) => assert_eq!(by, [index]),
         other => panic!("{other:?}"),
@@ -351,15 +395,19 @@ pub async fn the_job_for_referrers_is_written_with_its_cause(store: Fixture) {
     // A subject with a signature, held by an index if `held`, and one without referrers.
     let subject = async |payload: &str, held: bool| {
         let subject = store.image(&repository, payload, &[payload]).await;
-        let signature = NewManifest { subject: Some(subject.clone()), ..manifest(&format!("signature of {payload}")) };
+        let signature = NewManifest {
+            subject: Some(subject.clone()),
+            ..manifest(&format!("signature of {payload}"))
+        };
         store.put_manifest(put(&repository, signature, &[])).await.unwrap();
         if held {
             store.index_of(&repository, &format!("index of {payload}"), &[&subject], &[]).await;
         }
         subject
     };
-    let delete_tag =
-        async |name: &str| store.delete_tag(repository.id, &tag(name), None, LastTag::DeletesImage, at(1)).await;
+    let delete_tag = async |name: &str| {
+        store.delete_tag(repository.id, &tag(name), None, LastTag::DeletesImage, at(1)).await
+    };
 
     let held = subject("held", true).await;
     store.delete_image(repository.id, &held, Referrers::Follow, at(1)).await.unwrap_err();
@@ -374,14 +422,21 @@ pub async fn the_job_for_referrers_is_written_with_its_cause(store: Fixture) {
     assert_eq!(waiting().await, 0);
 
     for (before, cause) in
-        ["delete", "delete the last tag", "archive", "expire", "archive by policy"].iter().enumerate()
+        ["delete", "delete the last tag", "archive", "expire", "archive by policy"]
+            .iter()
+            .enumerate()
     {
         let name = cause.replace(' ', "-");
         let subject = subject(&name, false).await;
         assert_eq!(waiting().await, before as u64);
         let decision = store.decision(&repository, &subject, "policy").await;
         match *cause {
-            "delete" => drop(store.delete_image(repository.id, &subject, Referrers::Follow, at(1)).await.unwrap()),
+            "delete" => drop(
+                store
+                    .delete_image(repository.id, &subject, Referrers::Follow, at(1))
+                    .await
+                    .unwrap(),
+            ),
             "delete the last tag" => assert!(delete_tag(&name).await.unwrap().image_deleted),
             "archive" => archive(&store, &repository, &subject).await,
             "expire" => store.expire_image(repository.id, &subject, decision, at(1)).await.unwrap(),
@@ -401,7 +456,9 @@ pub async fn a_referrer_follows_the_current_state_of_its_subject(store: Fixture)
     };
     let signature = refer("signature", &subject).await;
     let attestation = refer("attestation", &signature).await;
-    let follow = async |referrer: &Digest| store.follow_subject(repository.id, referrer, at(5)).await.unwrap();
+    let follow = async |referrer: &Digest| {
+        store.follow_subject(repository.id, referrer, at(5)).await.unwrap()
+    };
     let status = async |image: &Digest| status_of(&store, &repository, image).await;
 
     assert!(!follow(&signature).await, "the subject is as it is");
@@ -422,7 +479,10 @@ pub async fn a_referrer_follows_the_current_state_of_its_subject(store: Fixture)
     assert!(!follow(&signature).await, "an index holds it");
     store.delete_image(repository.id, &index, Referrers::Stay, at(7)).await.unwrap();
     assert!(follow(&signature).await);
-    assert_eq!((status(&signature).await, status(&attestation).await), (None, Some(ImageStatus::Active)));
+    assert_eq!(
+        (status(&signature).await, status(&attestation).await),
+        (None, Some(ImageStatus::Active))
+    );
     // Its own referrers follow by another job than the subject's.
     assert_eq!(store.waiting(FollowSubject::KIND).await, 2);
     assert!(follow(&attestation).await);

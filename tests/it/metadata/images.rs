@@ -1,7 +1,8 @@
 //! Lists of images and tags, and recorded pulls.
 
 use wharfage::store::images::{
-    ImageFilter, ImageIdentifier, ImageStatus, LastTag, ReferrerFilter, StorageClass, TagStatusFilter,
+    ImageFilter, ImageIdentifier, ImageStatus, LastTag, ReferrerFilter, StorageClass,
+    TagStatusFilter,
 };
 
 use super::*;
@@ -48,7 +49,11 @@ pub async fn tags_are_listed_in_byte_order_in_pages(store: Fixture) {
         };
         assert_eq!(pages(limit, read).await, expected);
     }
-    assert_eq!(store.list_tags(repository.id, Some("a"), 2).await.unwrap(), tags(&["a-1", "a.1"]), "no tag itself");
+    assert_eq!(
+        store.list_tags(repository.id, Some("a"), 2).await.unwrap(),
+        tags(&["a-1", "a.1"]),
+        "no tag itself"
+    );
     assert_eq!(store.list_tags(repository.id, None, 0).await.unwrap(), []);
 }
 
@@ -59,8 +64,10 @@ pub async fn tags_of_archived_images_are_not_listed(store: Fixture) {
 
 pub async fn a_tag_is_listed_while_its_image_is_active(store: Fixture) {
     let repository = store.repository_named("app").await;
-    let (one, two) =
-        (store.image(&repository, "one", &["a", "b", "c"]).await, store.image(&repository, "two", &["d"]).await);
+    let (one, two) = (
+        store.image(&repository, "one", &["a", "b", "c"]).await,
+        store.image(&repository, "two", &["d"]).await,
+    );
     let set = async |image: &Digest, class: StorageClass| {
         store.set_storage_class(repository.id, image, class, at(1)).await.unwrap()
     };
@@ -76,7 +83,11 @@ pub async fn a_tag_is_listed_while_its_image_is_active(store: Fixture) {
     assert_eq!(listed().await, tags(&["a", "b", "c", "d"]), "restored by a push");
     set(&one, StorageClass::Archive).await;
     store.index(&repository, &[&one], &["e"]).await;
-    assert_eq!(listed().await, tags(&["a", "b", "c", "d", "e"]), "restored by the push of an index");
+    assert_eq!(
+        listed().await,
+        tags(&["a", "b", "c", "d", "e"]),
+        "restored by the push of an index"
+    );
     store.delete_image(repository.id, &two, Referrers::Stay, at(2)).await.unwrap();
     assert_eq!(listed().await, tags(&["a", "c", "d", "e"]));
 }
@@ -102,7 +113,8 @@ pub async fn images_are_found_by_reference_in_the_order_given(store: Fixture) {
             .map(reference_to)
             .into();
     let found = store.find_images(repository.id, &references).await.unwrap();
-    let found: Vec<_> = found.into_iter().map(|image| image.map(|it| (it.image.digest, it.tags))).collect();
+    let found: Vec<_> =
+        found.into_iter().map(|image| image.map(|it| (it.image.digest, it.tags))).collect();
     let tagged = Some((digest("active tagged"), tags(&["a", "b"])));
     assert_eq!(
         found,
@@ -131,7 +143,10 @@ pub async fn images_are_listed_in_pages_with_their_tags(store: Fixture) {
     for limit in [1, 3, 7, 100] {
         let read = async |after: Option<(Digest, Vec<Tag>)>| {
             let after = after.as_ref().map(|(digest, _)| digest);
-            let page = store.list_images(repository.id, ImageFilter::EVERYTHING, after, limit).await.unwrap();
+            let page = store
+                .list_images(repository.id, ImageFilter::EVERYTHING, after, limit)
+                .await
+                .unwrap();
             page.into_iter().map(|it| (it.image.digest, it.tags)).collect()
         };
         assert_eq!(pages(limit, read).await, expected);
@@ -161,7 +176,8 @@ pub async fn images_are_filtered_by_tag_and_by_status(store: Fixture) {
         let expected = sorted(payloads.iter().map(|payload| digest(payload)));
         for limit in [1, 100] {
             let read = async |after: Option<Digest>| {
-                let page = store.list_images(repository.id, filter, after.as_ref(), limit).await.unwrap();
+                let page =
+                    store.list_images(repository.id, filter, after.as_ref(), limit).await.unwrap();
                 page.into_iter().map(|it| it.image.digest).collect()
             };
             assert_eq!(pages(limit, read).await, expected, "{filter:?}");
@@ -183,14 +199,20 @@ pub async fn pages_of_image_ids_may_split_an_image(store: Fixture) {
     expected.sort();
     for limit in [1, 2, 4, 100] {
         let read = async |after: Option<ImageIdentifier>| {
-            store.list_image_ids(repository.id, ImageFilter::EVERYTHING, after.as_ref(), limit).await.unwrap()
+            store
+                .list_image_ids(repository.id, ImageFilter::EVERYTHING, after.as_ref(), limit)
+                .await
+                .unwrap()
         };
         assert_eq!(pages(limit, read).await, expected);
     }
     // An untagged image that gets a tag between two pages is not lost.
     let after = ImageIdentifier { digest: digest("two"), tag: None };
     store.image(&repository, "two", &["late"]).await;
-    let next = store.list_image_ids(repository.id, ImageFilter::EVERYTHING, Some(&after), 1).await.unwrap();
+    let next = store
+        .list_image_ids(repository.id, ImageFilter::EVERYTHING, Some(&after), 1)
+        .await
+        .unwrap();
     assert_eq!(next, [ImageIdentifier { digest: digest("two"), tag: Some(tag("late")) }]);
 }
 
@@ -207,7 +229,10 @@ pub async fn image_ids_are_filtered_by_tag_and_by_status(store: Fixture) {
             let untagged = names.is_empty().then_some(None);
             let tagged = tags(names).into_iter().map(Some);
             let digest = digest(payload);
-            untagged.into_iter().chain(tagged).map(move |tag| ImageIdentifier { digest: digest.clone(), tag })
+            untagged
+                .into_iter()
+                .chain(tagged)
+                .map(move |tag| ImageIdentifier { digest: digest.clone(), tag })
         });
         let expected = sorted(entries);
         for limit in [1, 100] {
@@ -263,7 +288,10 @@ pub async fn referrers_are_listed_in_pages_and_filtered(store: Fixture) {
         };
         store.put_manifest(put(&repository, referrer, &[])).await.unwrap();
     }
-    store.set_storage_class(repository.id, &digest("old sbom"), StorageClass::Archive, at(1)).await.unwrap();
+    store
+        .set_storage_class(repository.id, &digest("old sbom"), StorageClass::Archive, at(1))
+        .await
+        .unwrap();
     let other = NewManifest { subject: Some(digest("other")), ..manifest("of another") };
     store.put_manifest(put(&repository, other, &[])).await.unwrap();
 
@@ -281,7 +309,10 @@ pub async fn referrers_are_listed_in_pages_and_filtered(store: Fixture) {
         let filter = ReferrerFilter { artifact_types, status };
         for limit in [1, 100] {
             let read = async |after: Option<Digest>| {
-                let page = store.list_referrers(repository.id, &subject, &filter, after.as_ref(), limit).await.unwrap();
+                let page = store
+                    .list_referrers(repository.id, &subject, &filter, after.as_ref(), limit)
+                    .await
+                    .unwrap();
                 for image in &page {
                     assert_eq!(digest(&image.annotations["of"]), image.digest);
                 }
@@ -292,7 +323,10 @@ pub async fn referrers_are_listed_in_pages_and_filtered(store: Fixture) {
         }
     }
     let all = ReferrerFilter { artifact_types: Vec::new(), status: None };
-    assert_eq!(store.list_referrers(repository.id, &digest("sbom"), &all, None, 10).await.unwrap(), []);
+    assert_eq!(
+        store.list_referrers(repository.id, &digest("sbom"), &all, None, 10).await.unwrap(),
+        []
+    );
 }
 
 pub async fn listings_show_one_repository_only(store: Fixture) {
@@ -309,7 +343,10 @@ pub async fn listings_show_one_repository_only(store: Fixture) {
 
 pub async fn an_image_counts_as_tagged_while_a_tag_points_at_it(store: Fixture) {
     let repository = store.repository_named("app").await;
-    let (one, two) = (store.image(&repository, "one", &["x", "y"]).await, store.image(&repository, "two", &[]).await);
+    let (one, two) = (
+        store.image(&repository, "one", &["x", "y"]).await,
+        store.image(&repository, "two", &[]).await,
+    );
     let of = async |tag_status| {
         let filter = ImageFilter { tag_status, status: None };
         let images = store.list_images(repository.id, filter, None, 10).await.unwrap();
@@ -319,11 +356,17 @@ pub async fn an_image_counts_as_tagged_while_a_tag_points_at_it(store: Fixture) 
     assert_eq!((of(Tagged).await, of(Untagged).await), (vec![one.clone()], vec![two.clone()]));
     // The first move leaves another tag on the image, the second none.
     store.image(&repository, "two", &["x"]).await;
-    assert_eq!((of(Tagged).await, of(Untagged).await), (sorted([one.clone(), two.clone()]), vec![]));
+    assert_eq!(
+        (of(Tagged).await, of(Untagged).await),
+        (sorted([one.clone(), two.clone()]), vec![])
+    );
     store.image(&repository, "two", &["y", "x"]).await;
     assert_eq!((of(Tagged).await, of(Untagged).await), (vec![two.clone()], vec![one.clone()]));
     for name in ["x", "y"] {
-        store.delete_tag(repository.id, &tag(name), None, LastTag::KeepsImage, at(1)).await.unwrap();
+        store
+            .delete_tag(repository.id, &tag(name), None, LastTag::KeepsImage, at(1))
+            .await
+            .unwrap();
     }
     assert_eq!((of(Tagged).await, of(Untagged).await), (vec![], sorted([one, two])));
 }
@@ -342,21 +385,29 @@ pub async fn a_page_of_ids_ends_within_an_images_many_tags(store: Fixture) {
         expected.extend(tags(of).into_iter().map(|tag| entry(Some(tag))));
     }
     expected.sort();
-    let tagged = ImageFilter { tag_status: TagStatusFilter::Tagged, status: Some(ImageStatus::Active) };
+    let tagged =
+        ImageFilter { tag_status: TagStatusFilter::Tagged, status: Some(ImageStatus::Active) };
     for limit in [1, 7, 19, 20, 21, 40, 100] {
         for filter in [ImageFilter::EVERYTHING, tagged] {
             let read = async |after: Option<ImageIdentifier>| {
                 store.list_image_ids(repository.id, filter, after.as_ref(), limit).await.unwrap()
             };
-            let wanted = expected.iter().filter(|entry| filter == ImageFilter::EVERYTHING || entry.tag.is_some());
-            assert_eq!(pages(limit, read).await, wanted.cloned().collect::<Vec<_>>(), "{limit} of {filter:?}");
+            let wanted = expected
+                .iter()
+                .filter(|entry| filter == ImageFilter::EVERYTHING || entry.tag.is_some());
+            assert_eq!(
+                pages(limit, read).await,
+                wanted.cloned().collect::<Vec<_>>(),
+                "{limit} of {filter:?}"
+            );
         }
     }
 }
 
 pub async fn a_recorded_pull_time_never_decreases(store: Fixture) {
     let repository = store.repository_named("app").await;
-    let (one, two) = (store.image(&repository, "one", &[]).await, store.image(&repository, "two", &[]).await);
+    let (one, two) =
+        (store.image(&repository, "one", &[]).await, store.image(&repository, "two", &[]).await);
     let id = async |digest: &Digest| store.image_of(&repository, digest).await.unwrap().image.id;
     let (first, second) = (id(&one).await, id(&two).await);
     store.record_pulls(&[(first, at(20)), (second, at(5))]).await.unwrap();
@@ -364,6 +415,8 @@ pub async fn a_recorded_pull_time_never_decreases(store: Fixture) {
     store.delete_image(repository.id, &two, Referrers::Stay, at(30)).await.unwrap();
     store.record_pulls(&[(second, at(40))]).await.unwrap();
     assert_eq!(store.image_of(&repository, &one).await.unwrap().image.last_pulled_at, Some(at(20)));
-    let Lookup::Found(found) = store.found(&repository, one.as_str()).await else { panic!("the manifest is found") };
+    let Lookup::Found(found) = store.found(&repository, one.as_str()).await else {
+        panic!("the manifest is found")
+    };
     assert_eq!(found.last_pulled_at, Some(at(20)));
 }

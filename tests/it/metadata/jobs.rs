@@ -22,14 +22,18 @@ async fn kill(store: &Fixture, error: &str) {
     store.end_job(held.id, held.attempts, JobEnd::Dead { error: error.into() }).await.unwrap();
 }
 
-async fn listed(store: &Fixture, filter: JobFilter) -> Vec<(String, JobState, u32, Option<String>)> {
+async fn listed(
+    store: &Fixture,
+    filter: JobFilter,
+) -> Vec<(String, JobState, u32, Option<String>)> {
     let jobs = store.list_jobs(&filter, None, 100).await.unwrap();
     jobs.into_iter().map(|job| (job.key, job.state, job.attempts, job.last_error)).collect()
 }
 
 async fn counts(store: &Fixture) -> Vec<(String, String, u64)> {
     let counts = store.count_jobs(&["a", "b"]).await.unwrap();
-    let mut counts: Vec<_> = counts.into_iter().map(|JobCount { kind, state, count }| (kind, state, count)).collect();
+    let mut counts: Vec<_> =
+        counts.into_iter().map(|JobCount { kind, state, count }| (kind, state, count)).collect();
     counts.sort();
     counts
 }
@@ -52,7 +56,10 @@ pub async fn a_job_is_not_claimed_before_its_time_nor_for_another_kind(store: Fi
     assert_eq!(store.claim_job(&["b"], at(10), MINUTE).await.unwrap(), None);
     assert_eq!(store.claim_job(&[], at(10), MINUTE).await.unwrap(), None);
     let claimed = claim(&store, 10).await.unwrap();
-    assert_eq!((claimed.kind.as_str(), claimed.key.as_str(), claimed.payload.as_str()), ("a", "k", "payload"));
+    assert_eq!(
+        (claimed.kind.as_str(), claimed.key.as_str(), claimed.payload.as_str()),
+        ("a", "k", "payload")
+    );
     assert_eq!(claim(&store, 11).await, None, "it is held");
     store.end_job(claimed.id, claimed.attempts, JobEnd::Done).await.unwrap();
     assert_eq!(counts(&store).await, []);
@@ -66,7 +73,10 @@ pub async fn waiting_jobs_of_one_key_coalesce(store: Fixture) {
     assert_eq!(store.claim_job(&["a"], at(9), MINUTE).await.unwrap(), None);
     let claimed = store.claim_job(&["a"], at(10), MINUTE).await.unwrap().unwrap();
     assert_eq!(claimed.payload, "newest", "the newest payload at the earliest time");
-    assert_eq!(counts(&store).await, [("a".into(), "running".into(), 1), ("b".into(), "waiting".into(), 1)]);
+    assert_eq!(
+        counts(&store).await,
+        [("a".into(), "running".into(), 1), ("b".into(), "waiting".into(), 1)]
+    );
 }
 
 pub async fn a_job_waits_behind_a_running_one_of_its_key(store: Fixture) {
@@ -95,7 +105,8 @@ pub async fn no_job_is_claimed_twice_at_once(store: Fixture) {
             claimed
         })
     });
-    let claimed: Vec<i64> = futures::future::join_all(workers).await.into_iter().flat_map(Result::unwrap).collect();
+    let claimed: Vec<i64> =
+        futures::future::join_all(workers).await.into_iter().flat_map(Result::unwrap).collect();
     assert_eq!(claimed.len(), 40);
     assert_eq!(claimed.iter().collect::<BTreeSet<_>>().len(), 40, "each once");
 }
@@ -110,7 +121,10 @@ pub async fn a_job_with_an_expired_lease_is_claimed_again(store: Fixture) {
     // The lost claim has no effect any more.
     assert!(!store.heartbeat_job(lost.id, lost.attempts, MINUTE).await.unwrap());
     store.end_job(lost.id, lost.attempts, JobEnd::Done).await.unwrap();
-    assert_eq!(counts(&store).await, [("a".into(), "running".into(), 1), ("a".into(), "waiting".into(), 1)]);
+    assert_eq!(
+        counts(&store).await,
+        [("a".into(), "running".into(), 1), ("a".into(), "waiting".into(), 1)]
+    );
     store.end_job(again.id, again.attempts, JobEnd::Done).await.unwrap();
     assert_eq!(claim(&store, 61).await.unwrap().payload, "second");
 }
@@ -162,13 +176,20 @@ pub async fn a_failed_job_coalesces_with_the_waiting_one(store: Fixture) {
     assert_eq!(counts(&store).await, [("a".into(), "waiting".into(), 1)]);
     assert_eq!(claim(&store, 19).await, None);
     let joined = claim(&store, 20).await.unwrap();
-    assert_eq!((joined.payload.as_str(), joined.attempts), ("second", 2), "it remembers the attempts");
+    assert_eq!(
+        (joined.payload.as_str(), joined.attempts),
+        ("second", 2),
+        "it remembers the attempts"
+    );
 }
 
 pub async fn a_dead_job_is_kept_and_not_claimed(store: Fixture) {
     store.enqueue_job(job("a", "k", "{}", at(0))).await.unwrap();
     let held = claim(&store, 0).await.unwrap();
-    store.end_job(held.id, held.attempts, JobEnd::Dead { error: "it never will".into() }).await.unwrap();
+    store
+        .end_job(held.id, held.attempts, JobEnd::Dead { error: "it never will".into() })
+        .await
+        .unwrap();
     assert_eq!(claim(&store, 1_000_000).await, None);
     assert_eq!(counts(&store).await, [("a".into(), "dead".into(), 1)]);
     store.enqueue_job(job("a", "k", "{}", at(0))).await.unwrap();
@@ -207,10 +228,16 @@ pub async fn jobs_are_listed_by_kind_and_state_in_pages(store: Fixture) {
     assert_eq!(keys(JobFilter::default()).await, ["1", "2", "3"]);
     assert_eq!(keys(kind("a")).await, ["1", "3"]);
     assert_eq!(keys(JobFilter { kind: None, state: Some(JobState::Running) }).await, ["2"]);
-    assert_eq!(keys(JobFilter { kind: Some("b".into()), state: Some(JobState::Waiting) }).await, [""; 0]);
+    assert_eq!(
+        keys(JobFilter { kind: Some("b".into()), state: Some(JobState::Waiting) }).await,
+        [""; 0]
+    );
     let behind = store.list_jobs(&JobFilter::default(), Some(held.id - 1), 1).await.unwrap();
     assert_eq!(behind.len(), 1);
-    assert_eq!((behind[0].id, behind[0].run_at, behind[0].state), (held.id, at(5), JobState::Running));
+    assert_eq!(
+        (behind[0].id, behind[0].run_at, behind[0].state),
+        (held.id, at(5), JobState::Running)
+    );
 }
 
 pub async fn dead_jobs_are_requeued_by_id_by_kind_or_all(store: Fixture) {
@@ -227,7 +254,11 @@ pub async fn dead_jobs_are_requeued_by_id_by_kind_or_all(store: Fixture) {
     assert_eq!(waiting().await, ["1"]);
     assert_eq!(claim(&store, 6).await, None, "it is due when it was requeued");
     let again = claim(&store, 7).await.unwrap();
-    assert_eq!((again.id, again.attempts, again.payload.as_str()), (first, 1, "payload"), "its attempts are forgotten");
+    assert_eq!(
+        (again.id, again.attempts, again.payload.as_str()),
+        (first, 1, "payload"),
+        "its attempts are forgotten"
+    );
     assert_eq!(store.requeue_jobs(&Requeue::One(first), at(7)).await.unwrap(), 0, "it runs");
     assert_eq!(store.requeue_jobs(&Requeue::One(first + 999), at(7)).await.unwrap(), 0);
     store.end_job(first, 1, JobEnd::Done).await.unwrap();

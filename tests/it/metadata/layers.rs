@@ -8,9 +8,12 @@ use wharfage::store::repositories::{Encryption, NewRepository};
 use super::*;
 
 pub async fn a_lookup_distinguishes_missing_blobs_and_repositories(store: Fixture) {
-    let (with, without) = (store.repository_named("with").await, store.repository_named("without").await);
+    let (with, without) =
+        (store.repository_named("with").await, store.repository_named("without").await);
     let layer = store.blob(&with, "layer").await;
-    let find = async |repository: &str| store.find_blob(&account(), &name(repository), &layer).await.unwrap();
+    let find = async |repository: &str| {
+        store.find_blob(&account(), &name(repository), &layer).await.unwrap()
+    };
     let Lookup::Found(blob) = find("with").await else { panic!("the blob is found") };
     assert_eq!((&blob.digest, blob.bytes.size, blob.damaged), (&layer, 100, false));
     assert_eq!(find("without").await, Lookup::Missing);
@@ -29,7 +32,10 @@ pub async fn a_layer_has_a_media_type_if_a_manifest_references_it(store: Fixture
     let media_type = image.blobs[0].media_type.clone();
     store.put_manifest(put(&repository, image, &[])).await.unwrap();
     let found = store.layer(repository.id, &layer).await.unwrap().unwrap();
-    assert_eq!((found.media_type, found.referenced, found.archived), (Some(media_type), true, false));
+    assert_eq!(
+        (found.media_type, found.referenced, found.archived),
+        (Some(media_type), true, false)
+    );
 }
 
 pub async fn layers_are_found_in_the_order_given(store: Fixture) {
@@ -37,7 +43,8 @@ pub async fn layers_are_found_in_the_order_given(store: Fixture) {
     let (one, two) = (store.blob(&repository, "one").await, store.blob(&repository, "two").await);
     let asked = [two.clone(), digest("nothing"), one.clone(), two.clone()];
     let found = store.find_layers(repository.id, &asked).await.unwrap();
-    let found: Vec<_> = found.into_iter().map(|layer| layer.map(|layer| layer.blob.digest)).collect();
+    let found: Vec<_> =
+        found.into_iter().map(|layer| layer.map(|layer| layer.blob.digest)).collect();
     assert_eq!(found, [Some(two.clone()), None, Some(one), Some(two)]);
     assert_eq!(store.find_layers(repository.id, &[]).await.unwrap(), []);
 }
@@ -50,11 +57,20 @@ pub async fn a_layer_is_archived_when_every_image_with_it_is(store: Fixture) {
         store.put_manifest(put(&repository, image, &[])).await.unwrap();
     }
     let archived = async || store.layer(repository.id, &layer).await.unwrap().unwrap().archived;
-    store.set_storage_class(repository.id, &digest("one"), StorageClass::Archive, at(1)).await.unwrap();
+    store
+        .set_storage_class(repository.id, &digest("one"), StorageClass::Archive, at(1))
+        .await
+        .unwrap();
     assert!(!archived().await);
-    store.set_storage_class(repository.id, &digest("two"), StorageClass::Archive, at(1)).await.unwrap();
+    store
+        .set_storage_class(repository.id, &digest("two"), StorageClass::Archive, at(1))
+        .await
+        .unwrap();
     assert!(archived().await);
-    store.set_storage_class(repository.id, &digest("one"), StorageClass::Standard, at(2)).await.unwrap();
+    store
+        .set_storage_class(repository.id, &digest("one"), StorageClass::Standard, at(2))
+        .await
+        .unwrap();
     assert!(!archived().await);
 }
 
@@ -67,7 +83,10 @@ pub async fn a_layer_of_archived_images_is_missing_until_pushed_again(store: Fix
     );
     let push = async |payload: &str, needs: &[&Digest], seconds: i64| {
         let image = NewManifest { blobs: blobs(needs), ..manifest(payload) };
-        store.put_manifest(PutManifest { now: at(seconds), ..put(&repository, image, &[]) }).await.unwrap()
+        store
+            .put_manifest(PutManifest { now: at(seconds), ..put(&repository, image, &[]) })
+            .await
+            .unwrap()
     };
     push("one", &[&shared, &own], 1).await;
     push("two", &[&shared], 1).await;
@@ -107,9 +126,10 @@ pub async fn a_layer_of_archived_images_is_not_mounted(store: Fixture) {
     let layer = store.blob(&from, "layer").await;
     let image = NewManifest { blobs: blobs(&[&layer]), ..manifest("image") };
     store.put_manifest(put(&from, image, &[])).await.unwrap();
-    for (class, seconds, mounted) in
-        [(StorageClass::Archive, 2, MountOutcome::NotMountable), (StorageClass::Standard, 3, MountOutcome::Mounted)]
-    {
+    for (class, seconds, mounted) in [
+        (StorageClass::Archive, 2, MountOutcome::NotMountable),
+        (StorageClass::Standard, 3, MountOutcome::Mounted),
+    ] {
         store.set_storage_class(from.id, &digest("image"), class, at(seconds)).await.unwrap();
         for referenced in [true, false] {
             assert_eq!(mount(&store, &from, &to, &layer, referenced).await, mounted);
@@ -117,22 +137,39 @@ pub async fn a_layer_of_archived_images_is_not_mounted(store: Fixture) {
     }
 }
 
-async fn mount(store: &Fixture, from: &Repository, to: &Repository, digest: &Digest, referenced: bool) -> MountOutcome {
+async fn mount(
+    store: &Fixture,
+    from: &Repository,
+    to: &Repository,
+    digest: &Digest,
+    referenced: bool,
+) -> MountOutcome {
     store.mount_blob(from.id, to.id, digest, referenced, at(1), at(60)).await.unwrap()
 }
 
 pub async fn a_mount_shares_the_bytes(store: Fixture) {
     let (from, to) = (store.repository_named("from").await, store.repository_named("to").await);
     let layer = store.blob(&from, "layer").await;
-    assert_eq!(mount(&store, &from, &to, &digest("other"), false).await, MountOutcome::NotMountable);
+    assert_eq!(
+        mount(&store, &from, &to, &digest("other"), false).await,
+        MountOutcome::NotMountable
+    );
     assert_eq!(mount(&store, &from, &to, &layer, false).await, MountOutcome::Mounted);
-    assert_eq!(mount(&store, &from, &to, &layer, true).await, MountOutcome::Mounted, "it is there already");
+    assert_eq!(
+        mount(&store, &from, &to, &layer, true).await,
+        MountOutcome::Mounted,
+        "it is there already"
+    );
     assert_eq!(store.bytes_of(&from, &layer).await, store.bytes_of(&to, &layer).await);
     assert_eq!(store.unlink_blob(from.id, &layer).await.unwrap(), UnlinkOutcome::Unlinked);
     assert!(store.has_blob(&to, &layer).await);
 
     store.delete_repository(to.id, false, at(2)).await.unwrap();
-    assert_eq!(mount(&store, &from, &to, &layer, false).await, MountOutcome::NotMountable, "the target is gone");
+    assert_eq!(
+        mount(&store, &from, &to, &layer, false).await,
+        MountOutcome::NotMountable,
+        "the target is gone"
+    );
 }
 
 pub async fn a_mount_can_ask_for_a_committed_manifest(store: Fixture) {
@@ -150,10 +187,13 @@ pub async fn blob_sources_are_the_repositories_of_the_registry_with_it(store: Fi
     store.repository_named("none").await;
     let layer = store.blob(&two, "layer").await;
     mount(&store, &two, &one, &layer, false).await;
-    let foreign = NewRepository { account: "210987654321".parse().unwrap(), ..new_repository("foreign") };
+    let foreign =
+        NewRepository { account: "210987654321".parse().unwrap(), ..new_repository("foreign") };
     let foreign = store.create_repository(foreign, 10).await.unwrap();
     store.blob(&foreign, "layer").await;
-    let sources = async |digest: &Digest, limit| store.list_blob_sources(&account(), digest, limit).await.unwrap();
+    let sources = async |digest: &Digest, limit| {
+        store.list_blob_sources(&account(), digest, limit).await.unwrap()
+    };
     assert_eq!(sources(&layer, 10).await, [(two.id, two.name.clone()), (one.id, one.name.clone())]);
     assert_eq!(sources(&layer, 1).await.len(), 1);
     assert!(sources(&digest("other"), 10).await.is_empty());
@@ -168,7 +208,8 @@ pub async fn a_mount_needs_the_same_encryption_and_registry(store: Fixture) {
     let encrypted = NewRepository { encryption: kms, ..new_repository("encrypted") };
     let encrypted = store.create_repository(encrypted, 10).await.unwrap();
     assert_eq!(mount(&store, &from, &encrypted, &layer, false).await, MountOutcome::NotMountable);
-    let foreign = NewRepository { account: "210987654321".parse().unwrap(), ..new_repository("foreign") };
+    let foreign =
+        NewRepository { account: "210987654321".parse().unwrap(), ..new_repository("foreign") };
     let foreign = store.create_repository(foreign, 10).await.unwrap();
     assert_eq!(mount(&store, &from, &foreign, &layer, false).await, MountOutcome::NotMountable);
 }
@@ -178,7 +219,10 @@ pub async fn a_blob_that_a_manifest_needs_cannot_be_unlinked(store: Fixture) {
     let layer = store.blob(&repository, "layer").await;
     let image = NewManifest { blobs: blobs(&[&layer]), ..manifest("image") };
     store.put_manifest(put(&repository, image, &[])).await.unwrap();
-    assert_eq!(store.unlink_blob(repository.id, &digest("other")).await.unwrap(), UnlinkOutcome::NotFound);
+    assert_eq!(
+        store.unlink_blob(repository.id, &digest("other")).await.unwrap(),
+        UnlinkOutcome::NotFound
+    );
     assert_eq!(store.unlink_blob(repository.id, &layer).await.unwrap(), UnlinkOutcome::InUse);
     assert!(store.has_blob(&repository, &layer).await);
 
@@ -200,7 +244,8 @@ pub async fn extending_a_lease_needs_no_blob(store: Fixture) {
 
 pub async fn a_blob_is_reported_as_damaged_until_it_is_intact(mut store: Fixture) {
     let repository = store.repository_named("app").await;
-    let (layer, other) = (store.blob(&repository, "layer").await, store.blob(&repository, "other").await);
+    let (layer, other) =
+        (store.blob(&repository, "layer").await, store.blob(&repository, "other").await);
     let (bytes, _) = store.bytes_of(&repository, &layer).await;
     store.set_blob_damaged(bytes.generation, Some(at(1))).await.unwrap();
     store.reopen().await;
@@ -217,7 +262,11 @@ pub async fn a_damaged_blob_is_neither_mounted_nor_used_by_a_manifest(store: Fix
     let (bytes, _) = store.bytes_of(&from, &layer).await;
     store.set_blob_damaged(bytes.generation, Some(at(1))).await.unwrap();
     assert_eq!(mount(&store, &from, &to, &layer, false).await, MountOutcome::NotMountable);
-    assert_eq!(mount(&store, &to, &from, &layer, false).await, MountOutcome::NotMountable, "it has to be pushed again");
+    assert_eq!(
+        mount(&store, &to, &from, &layer, false).await,
+        MountOutcome::NotMountable,
+        "it has to be pushed again"
+    );
     assert!(store.list_blob_sources(&account(), &layer, 10).await.unwrap().is_empty());
     let image = NewManifest { blobs: blobs(&[&layer]), ..manifest("image") };
     let refused = store.put_manifest(put(&from, image.clone(), &[])).await;

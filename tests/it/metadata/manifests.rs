@@ -13,7 +13,13 @@ pub async fn a_manifest_is_found_by_digest_and_by_tag(store: Fixture) {
     let by_digest = store.found(&repository, image.as_str()).await;
     let Lookup::Found(found) = &by_digest else { panic!("{by_digest:?}") };
     assert_eq!(
-        (&found.digest, found.media_type.as_str(), found.payload.as_ref(), found.status, found.last_pulled_at),
+        (
+            &found.digest,
+            found.media_type.as_str(),
+            found.payload.as_ref(),
+            found.status,
+            found.last_pulled_at
+        ),
         (&image, manifest("").media_type.as_str(), b"image".as_slice(), ImageStatus::Active, None)
     );
     assert_eq!(store.found(&repository, "v1").await, by_digest);
@@ -41,12 +47,18 @@ pub async fn a_manifest_survives_a_restart(mut store: Fixture) {
         blobs: blobs(&[&layer]),
         ..manifest(&large)
     };
-    store.put_manifest(PutManifest { now: at(7), ..put(&repository, whole.clone(), &["b", "a"]) }).await.unwrap();
+    store
+        .put_manifest(PutManifest { now: at(7), ..put(&repository, whole.clone(), &["b", "a"]) })
+        .await
+        .unwrap();
     store.reopen().await;
 
-    let Lookup::Found(found) = store.found(&repository, "a").await else { panic!("the manifest is found") };
+    let Lookup::Found(found) = store.found(&repository, "a").await else {
+        panic!("the manifest is found")
+    };
     assert_eq!(found.payload, whole.payload);
-    let TaggedImage { image, tags: its_tags } = store.image_of(&repository, &whole.digest).await.unwrap();
+    let TaggedImage { image, tags: its_tags } =
+        store.image_of(&repository, &whole.digest).await.unwrap();
     assert_eq!(its_tags, tags(&["a", "b"]));
     assert_eq!(
         (image.id, &image.digest, &image.media_type, image.payload_size, image.image_size),
@@ -57,23 +69,39 @@ pub async fn a_manifest_survives_a_restart(mut store: Fixture) {
         (&whole.artifact_type, &whole.config_media_type, &whole.subject)
     );
     let everything = ReferrerFilter { artifact_types: Vec::new(), status: None };
-    let referrers = store.list_referrers(repository.id, &digest("subject"), &everything, None, 10).await.unwrap();
-    assert_eq!(referrers.iter().map(|image| &image.annotations).collect::<Vec<_>>(), [&whole.annotations]);
+    let referrers = store
+        .list_referrers(repository.id, &digest("subject"), &everything, None, 10)
+        .await
+        .unwrap();
+    assert_eq!(
+        referrers.iter().map(|image| &image.annotations).collect::<Vec<_>>(),
+        [&whole.annotations]
+    );
     assert!(image.annotations.is_empty(), "annotations are read for lists of referrers only");
     assert_eq!(
-        (image.pushed_at, image.last_pulled_at, image.status, image.archived_at, image.activated_at),
+        (
+            image.pushed_at,
+            image.last_pulled_at,
+            image.status,
+            image.archived_at,
+            image.activated_at
+        ),
         (at(7), None, ImageStatus::Active, None, None)
     );
 }
 
 pub async fn missing_blobs_and_children_are_named_and_nothing_is_written(store: Fixture) {
-    let (repository, other) = (store.repository_named("app").await, store.repository_named("other").await);
+    let (repository, other) =
+        (store.repository_named("app").await, store.repository_named("other").await);
     let here = store.blob(&repository, "here").await;
     let elsewhere = store.blob(&other, "elsewhere").await;
-    let image = NewManifest { blobs: blobs(&[&elsewhere, &here, &digest("nowhere")]), ..manifest("image") };
+    let image =
+        NewManifest { blobs: blobs(&[&elsewhere, &here, &digest("nowhere")]), ..manifest("image") };
     let refused = store.put_manifest(put(&repository, image, &["a"])).await;
     match refused {
-        Err(PutManifestError::BlobsNotFound(missing)) => assert_eq!(missing, [elsewhere, digest("nowhere")]),
+        Err(PutManifestError::BlobsNotFound(missing)) => {
+            assert_eq!(missing, [elsewhere, digest("nowhere")])
+        }
         other => panic!("{other:?}"),
     }
     let child = store.image(&repository, "child", &[]).await;
@@ -117,7 +145,8 @@ pub async fn pushing_again_keeps_the_push_time_and_reports_changes(store: Fixtur
     assert_eq!(second.tags, [(tag("a"), TagEffect::Unchanged), (tag("c"), TagEffect::Created)]);
     assert!(push(3, &["a"]).await.unchanged());
     assert!(push(4, &[]).await.unchanged());
-    let TaggedImage { image, tags: its_tags } = store.image_of(&repository, &digest("image")).await.unwrap();
+    let TaggedImage { image, tags: its_tags } =
+        store.image_of(&repository, &digest("image")).await.unwrap();
     assert_eq!(image.pushed_at, at(1));
     assert_eq!(its_tags, tags(&["a", "b", "c"]));
 }
@@ -135,13 +164,16 @@ pub async fn a_push_that_changes_nothing_writes_neither_event_nor_job(store: Fix
 pub async fn a_push_with_another_media_type_changes_the_images_type(store: Fixture) {
     let repository = store.repository_named("app").await;
     let push = async |media_type: &str| {
-        let image = NewManifest { media_type: media_type.into(), ..manifest("silent about its type") };
+        let image =
+            NewManifest { media_type: media_type.into(), ..manifest("silent about its type") };
         store.put_manifest(put(&repository, image, &["a"])).await.unwrap()
     };
     assert!(push("application/one").await.created);
     let again = push("application/two").await;
     assert!(again.retyped && !again.created && !again.unchanged());
-    let Lookup::Found(found) = store.found(&repository, "a").await else { panic!("the image is there") };
+    let Lookup::Found(found) = store.found(&repository, "a").await else {
+        panic!("the image is there")
+    };
     assert_eq!(found.media_type, "application/two");
     assert!(push("application/two").await.unchanged());
     assert_eq!(store.recorded().await.len(), 2);
@@ -176,7 +208,10 @@ pub async fn jobs_are_written_with_the_manifest_or_not_at_all(store: Fixture) {
     store.put_manifest(refused).await.unwrap_err();
     assert_eq!((store.waiting("scan").await, store.waiting("replicate").await), (0, 0));
     assert_eq!(store.recorded().await, []);
-    store.put_manifest(PutManifest { jobs, ..put(&repository, manifest("image"), &[]) }).await.unwrap();
+    store
+        .put_manifest(PutManifest { jobs, ..put(&repository, manifest("image"), &[]) })
+        .await
+        .unwrap();
     assert_eq!((store.waiting("scan").await, store.waiting("replicate").await), (1, 1));
 }
 
@@ -186,7 +221,11 @@ pub async fn a_push_moves_a_tag(store: Fixture) {
     let moved = store.put_manifest(put(&repository, manifest("new"), &["latest"])).await.unwrap();
     assert_eq!(moved.tags, [(tag("latest"), TagEffect::Moved)]);
     assert_eq!(store.tagged(&repository, "latest").await, Some(digest("new")));
-    assert_eq!(store.image_of(&repository, &old).await.unwrap().tags, [], "the old image stays, untagged");
+    assert_eq!(
+        store.image_of(&repository, &old).await.unwrap().tags,
+        [],
+        "the old image stays, untagged"
+    );
 }
 
 pub async fn an_immutable_tag_is_set_once(store: Fixture) {
@@ -204,7 +243,9 @@ pub async fn an_immutable_tag_is_set_once(store: Fixture) {
     }
     assert_eq!(store.tagged(&repository, "v2").await, None, "nothing of a refused push is written");
     assert_eq!(store.found(&repository, digest("second").as_str()).await, Lookup::Missing);
-    assert!(store.put_manifest(put(&repository, manifest("first"), &[])).await.unwrap().unchanged());
+    assert!(
+        store.put_manifest(put(&repository, manifest("first"), &[])).await.unwrap().unchanged()
+    );
 
     let mutable = RepositoryChange::TagMutability(TagMutability::MUTABLE);
     store.change_repository(repository.id, mutable, Vec::new()).await.unwrap();
@@ -236,7 +277,11 @@ pub async fn a_repository_has_no_more_images_than_it_may(store: Fixture) {
     assert!(matches!(third, Err(PutManifestError::TooManyImages(2))), "{third:?}");
     assert_eq!(store.tagged(&repository, "a").await, Some(digest("one")));
     push("two", "a").await.unwrap();
-    assert_eq!(store.tagged(&repository, "a").await, Some(digest("two")), "a known image is no new one");
+    assert_eq!(
+        store.tagged(&repository, "a").await,
+        Some(digest("two")),
+        "a known image is no new one"
+    );
     store.delete_image(repository.id, &digest("one"), Referrers::Stay, at(1)).await.unwrap();
     push("three", "c").await.unwrap();
 }
@@ -244,7 +289,9 @@ pub async fn a_repository_has_no_more_images_than_it_may(store: Fixture) {
 pub async fn an_image_has_no_more_tags_than_it_may(store: Fixture) {
     let repository = store.repository_named("app").await;
     let push = async |names: &[&str]| {
-        store.put_manifest(PutManifest { max_tags: 2, ..put(&repository, manifest("image"), names) }).await
+        store
+            .put_manifest(PutManifest { max_tags: 2, ..put(&repository, manifest("image"), names) })
+            .await
     };
     push(&["a"]).await.unwrap();
     let both = push(&["b", "c"]).await;
@@ -267,16 +314,26 @@ pub async fn concurrent_pushes_of_one_tag_leave_one_image_tagged(store: Fixture)
     let repository = store.repository_named("app").await;
     let layer = store.blob(&repository, "layer").await;
     let pushes = (0..32).map(|turn| {
-        let image = NewManifest { blobs: blobs(&[&layer]), ..manifest(&format!("image {}", turn % 16)) };
-        let (store, put) = (store.handle(), put(&repository, image, &["latest", &format!("t{turn}")]));
+        let image =
+            NewManifest { blobs: blobs(&[&layer]), ..manifest(&format!("image {}", turn % 16)) };
+        let (store, put) =
+            (store.handle(), put(&repository, image, &["latest", &format!("t{turn}")]));
         tokio::spawn(async move { store.put_manifest(put).await.unwrap() })
     });
-    let outcomes: Vec<_> = futures::future::join_all(pushes).await.into_iter().map(Result::unwrap).collect();
-    assert_eq!(outcomes.iter().filter(|outcome| outcome.created).count(), 16, "each image is created once");
-    let first = |outcome: &&wharfage::store::manifests::PutOutcome| outcome.tags[0].1 == TagEffect::Created;
+    let outcomes: Vec<_> =
+        futures::future::join_all(pushes).await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(
+        outcomes.iter().filter(|outcome| outcome.created).count(),
+        16,
+        "each image is created once"
+    );
+    let first =
+        |outcome: &&wharfage::store::manifests::PutOutcome| outcome.tags[0].1 == TagEffect::Created;
     assert_eq!(outcomes.iter().filter(first).count(), 1, "the tag is created once");
-    let images =
-        store.list_images(repository.id, wharfage::store::images::ImageFilter::EVERYTHING, None, 100).await.unwrap();
+    let images = store
+        .list_images(repository.id, wharfage::store::images::ImageFilter::EVERYTHING, None, 100)
+        .await
+        .unwrap();
     assert_eq!(images.len(), 16);
     let with_latest = images.iter().filter(|image| image.tags.contains(&tag("latest")));
     assert_eq!(with_latest.count(), 1);

@@ -32,8 +32,12 @@ use wharfage::names::{AccountId, Algorithm, Digest, Reference, RepositoryName, T
 use wharfage::store::images::{LifecycleDecision, Referrers, TaggedImage};
 use wharfage::store::jobs::NewJob;
 use wharfage::store::layers::Layer;
-use wharfage::store::manifests::{BlobReference, ChildReference, Manifest, NewManifest, PutManifest};
-use wharfage::store::repositories::{Encryption, NewRepository, Repository, RepositoryId, TagMutability};
+use wharfage::store::manifests::{
+    BlobReference, ChildReference, Manifest, NewManifest, PutManifest,
+};
+use wharfage::store::repositories::{
+    Encryption, NewRepository, Repository, RepositoryId, TagMutability,
+};
 use wharfage::store::uploads::{
     AdvanceUpload, CommitOutcome, CommitUpload, KnownBlob, Upload, UploadError, UploadProgress,
 };
@@ -89,7 +93,12 @@ impl Fixture {
     }
 
     /// Uploads a blob of 100 bytes that claims to have the digest `digest`, with a lease.
-    pub async fn commit(&self, repository: &Repository, digest: &Digest, lease_until: Timestamp) -> CommitOutcome {
+    pub async fn commit(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        lease_until: Timestamp,
+    ) -> CommitOutcome {
         let upload = new_upload(repository);
         assert!(self.create_upload(upload.clone(), None).await.unwrap());
         self.commit_intact(CommitUpload { lease_until, ..commit(&upload, digest) }).await.unwrap()
@@ -117,7 +126,12 @@ impl Fixture {
     }
 
     /// Puts an index of `children`.
-    pub async fn index(&self, repository: &Repository, children: &[&Digest], tags: &[&str]) -> Digest {
+    pub async fn index(
+        &self,
+        repository: &Repository,
+        children: &[&Digest],
+        tags: &[&str],
+    ) -> Digest {
         self.index_of(repository, "an index", children, tags).await
     }
 
@@ -137,7 +151,11 @@ impl Fixture {
     }
 
     /// Returns an index's references to these manifests, with size 0 for one that does not exist.
-    pub async fn references_to(&self, repository: &Repository, children: &[&Digest]) -> Vec<ChildReference> {
+    pub async fn references_to(
+        &self,
+        repository: &Repository,
+        children: &[&Digest],
+    ) -> Vec<ChildReference> {
         let mut references = Vec::new();
         for digest in children {
             let found = self.image_of(repository, digest).await;
@@ -149,11 +167,19 @@ impl Fixture {
 
     /// Finds an image by its digest.
     pub async fn image_of(&self, repository: &Repository, digest: &Digest) -> Option<TaggedImage> {
-        self.find_images(repository.id, &[Reference::Digest(digest.clone())]).await.unwrap().remove(0)
+        self.find_images(repository.id, &[Reference::Digest(digest.clone())])
+            .await
+            .unwrap()
+            .remove(0)
     }
 
     /// Returns a decision of the policy `policy` about an image in its current state.
-    pub async fn decision(&self, repository: &Repository, digest: &Digest, policy: &str) -> LifecycleDecision {
+    pub async fn decision(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        policy: &str,
+    ) -> LifecycleDecision {
         let image = self.image_of(repository, digest).await.unwrap().image;
         LifecycleDecision {
             policy: policy.into(),
@@ -166,7 +192,9 @@ impl Fixture {
 
     /// Finds the manifest of a reference.
     pub async fn found(&self, repository: &Repository, reference: &str) -> Lookup<Manifest> {
-        self.find_manifest(&repository.account, &repository.name, &reference_to(reference)).await.unwrap()
+        self.find_manifest(&repository.account, &repository.name, &reference_to(reference))
+            .await
+            .unwrap()
     }
 
     /// Returns the digest that a tag points at.
@@ -184,19 +212,32 @@ impl Fixture {
     }
 
     /// Finds one layer.
-    pub async fn layer(&self, repository: RepositoryId, digest: &Digest) -> StoreResult<Option<Layer>> {
+    pub async fn layer(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+    ) -> StoreResult<Option<Layer>> {
         Ok(self.find_layers(repository, std::slice::from_ref(digest)).await?.remove(0))
     }
 
     /// Extends one blob's lease.
-    pub async fn extend_lease(&self, repository: RepositoryId, digest: &Digest, until: Timestamp) -> StoreResult<()> {
+    pub async fn extend_lease(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+        until: Timestamp,
+    ) -> StoreResult<()> {
         self.extend_leases(repository, std::slice::from_ref(digest), until).await
     }
 
     /// Counts the waiting jobs of a kind.
     pub async fn waiting(&self, kind: &str) -> u64 {
         let counts = self.count_jobs(&[kind]).await.unwrap();
-        counts.iter().filter(|count| count.kind == kind && count.state == "waiting").map(|count| count.count).sum()
+        counts
+            .iter()
+            .filter(|count| count.kind == kind && count.state == "waiting")
+            .map(|count| count.count)
+            .sum()
     }
 
     /// Returns kind, action and tag of each event, oldest first.
@@ -258,7 +299,10 @@ pub fn new_repository(text: &str) -> NewRepository {
 }
 
 /// Commits an upload, and reports an existing blob as intact.
-pub async fn commit_intact(store: Arc<dyn Metadata>, mut commit: CommitUpload) -> Result<CommitOutcome, UploadError> {
+pub async fn commit_intact(
+    store: Arc<dyn Metadata>,
+    mut commit: CommitUpload,
+) -> Result<CommitOutcome, UploadError> {
     loop {
         match store.commit_upload(commit.clone()).await {
             Err(UploadError::Unchecked(BlobKey { generation, .. })) => {
@@ -334,8 +378,11 @@ pub fn manifest(payload: &str) -> NewManifest {
 
 pub fn blobs(digests: &[&Digest]) -> Vec<BlobReference> {
     let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
-    let reference =
-        |digest: &&Digest| BlobReference { digest: (*digest).clone(), media_type: media_type.into(), size: 100 };
+    let reference = |digest: &&Digest| BlobReference {
+        digest: (*digest).clone(),
+        media_type: media_type.into(),
+        size: 100,
+    };
     digests.iter().map(reference).collect()
 }
 

@@ -26,9 +26,18 @@ const ALLOWED: &[(&str, &str)] = &[
         "WITH gone AS (DELETE FROM tag WHERE manifest_id = $1",
         "sorts the tags of one image, of which there are 1,000 at most",
     ),
-    ("SELECT t.name FROM manifest m JOIN tag t ON t.manifest_id = m.id", "sorts the tags of one image, as above"),
-    ("FROM manifest_child e JOIN manifest m ON m.id = e.child_id WHERE e.parent_id", "sorts the children of one index"),
-    ("UNION SELECT UNNEST($3::bigint[])) ORDER BY digest FOR NO KEY UPDATE", "sorts the images that one push locks"),
+    (
+        "SELECT t.name FROM manifest m JOIN tag t ON t.manifest_id = m.id",
+        "sorts the tags of one image, as above",
+    ),
+    (
+        "FROM manifest_child e JOIN manifest m ON m.id = e.child_id WHERE e.parent_id",
+        "sorts the children of one index",
+    ),
+    (
+        "UNION SELECT UNNEST($3::bigint[])) ORDER BY digest FOR NO KEY UPDATE",
+        "sorts the images that one push locks",
+    ),
     ("FROM json_each(?1) k CROSS JOIN job j", "sorts one job of each kind"),
     ("UPDATE upload SET claimed_until = 0", "once, at the start of the one process"),
 ];
@@ -67,7 +76,11 @@ impl<S: tracing::Subscriber> Layer<S> for Recorder {
     }
 
     fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
-        let database = if event.metadata().target() == "sqlx::query" { Database::Postgres } else { Database::Sqlite };
+        let database = if event.metadata().target() == "sqlx::query" {
+            Database::Postgres
+        } else {
+            Database::Sqlite
+        };
         let mut statement = Statement(String::new());
         event.record(&mut statement);
         let text = statement.0.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -100,7 +113,8 @@ pub fn record() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let subscriber = tracing_subscriber::registry().with(Recorder);
-        tracing::subscriber::set_global_default(subscriber).expect("nothing else records in this process");
+        tracing::subscriber::set_global_default(subscriber)
+            .expect("nothing else records in this process");
     });
 }
 
@@ -114,7 +128,8 @@ pub async fn check() {
         let new = std::mem::take(&mut seen.new);
         new.into_iter().filter(|statement| seen.explained.insert(statement.clone())).collect()
     };
-    let of = |database| new.iter().filter(move |(of, _)| *of == database).map(|(_, sql)| sql.as_str());
+    let of =
+        |database| new.iter().filter(move |(of, _)| *of == database).map(|(_, sql)| sql.as_str());
     let mut faults = sqlite(of(Database::Sqlite));
     faults.extend(postgres(of(Database::Postgres).collect()).await);
     assert!(faults.is_empty(), "what a table's growth makes slower:\n\n{}", faults.join("\n\n"));
@@ -135,7 +150,8 @@ fn sqlite<'s>(statements: impl Iterator<Item = &'s str>) -> Vec<String> {
             rusqlite::Connection::open(&path).unwrap()
         });
         let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
-        let steps: Vec<String> = statement.raw_query().mapped(|row| row.get(3)).map(Result::unwrap).collect();
+        let steps: Vec<String> =
+            statement.raw_query().mapped(|row| row.get(3)).map(Result::unwrap).collect();
         if steps.iter().any(|step| grows_with_a_table(step)) {
             faults.push(format!("SQLite: {sql}\n  {}", steps.join("\n  ")));
         }
@@ -155,7 +171,9 @@ fn grows_with_a_table(step: &str) -> bool {
             && !SMALL.contains(&name)
             && !SMALL_INDEXES.iter().any(|index| table.contains(index))
     });
-    let sorts = step.starts_with("USE TEMP B-TREE FOR") && !step.contains("LAST TERM") && !step.contains("RIGHT PART");
+    let sorts = step.starts_with("USE TEMP B-TREE FOR")
+        && !step.contains("LAST TERM")
+        && !step.contains("RIGHT PART");
     // Nearly all blobs are live, so this is a scan.
     let of_a_state = step.ends_with("blob_by_lease (state=?)");
     scans || sorts || of_a_state
@@ -168,7 +186,10 @@ async fn postgres(statements: Vec<&str>) -> Vec<String> {
     let url = bed::postgres().database().await;
     PostgresStore::connect(&url, PostgresOptions::default()).await.unwrap().close().await;
     let mut connection = sqlx::PgConnection::connect(&url).await.unwrap();
-    sqlx::raw_sql(concat!("/* test */ ", include_str!("plans.sql"))).execute(&mut connection).await.unwrap();
+    sqlx::raw_sql(concat!("/* test */ ", include_str!("plans.sql")))
+        .execute(&mut connection)
+        .await
+        .unwrap();
     // With these settings the planner scans or sorts only if there is no other plan.
     let settings =
         "/* test */ SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_sort = off;
@@ -179,7 +200,9 @@ async fn postgres(statements: Vec<&str>) -> Vec<String> {
         // The planner assumes that the two columns are independent. For a large repository and a
         // blob that all repositories have it expects so many rows that it reads the whole table.
         // The small tables of this check do not show that.
-        faults.push(format!("PostgreSQL: {sql}\n  looks up many digests at once: use UNNEST and LATERAL … LIMIT 1"));
+        faults.push(format!(
+            "PostgreSQL: {sql}\n  looks up many digests at once: use UNNEST and LATERAL … LIMIT 1"
+        ));
     }
     for (number, sql) in statements.into_iter().filter(|sql| !allowed(sql)).enumerate() {
         let parameters = (1..100).take_while(|number| sql.contains(&format!("${number}"))).count();
@@ -187,11 +210,14 @@ async fn postgres(statements: Vec<&str>) -> Vec<String> {
         let arguments = if parameters == 0 { String::new() } else { format!("({nulls})") };
         let prepare = format!("/* test */ PREPARE s{number} AS {sql}");
         let explain = format!("/* test */ EXPLAIN (FORMAT JSON) EXECUTE s{number} {arguments}");
-        if let Err(error) = sqlx::raw_sql(sqlx::AssertSqlSafe(prepare)).execute(&mut connection).await {
+        if let Err(error) =
+            sqlx::raw_sql(sqlx::AssertSqlSafe(prepare)).execute(&mut connection).await
+        {
             faults.push(format!("PostgreSQL: {sql}\n  cannot be explained: {error}"));
             continue;
         }
-        let row = sqlx::raw_sql(sqlx::AssertSqlSafe(explain)).fetch_one(&mut connection).await.unwrap();
+        let row =
+            sqlx::raw_sql(sqlx::AssertSqlSafe(explain)).fetch_one(&mut connection).await.unwrap();
         let plan: Value = serde_json::from_str(row.try_get_unchecked(0).unwrap()).unwrap();
         let mut steps = Vec::new();
         walk(&plan[0]["Plan"], false, &mut steps);
@@ -236,7 +262,9 @@ fn children(node: &Value) -> &[Value] {
 /// Returns true if the statement bounds a node's rows, by a limit or by the members of an array.
 fn bounded(node: &Value) -> bool {
     match node["Node Type"].as_str().unwrap_or_default() {
-        "Limit" | "Function Scan" | "Result" | "Values Scan" | "CTE Scan" | "WorkTable Scan" => true,
+        "Limit" | "Function Scan" | "Result" | "Values Scan" | "CTE Scan" | "WorkTable Scan" => {
+            true
+        }
         // One row of a table for each member of an array of keys.
         "Index Scan" | "Index Only Scan" => {
             node["Index Cond"].as_str().is_some_and(|condition| condition.contains("= ANY ("))

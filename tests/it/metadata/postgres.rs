@@ -6,15 +6,16 @@ use futures::future::join_all;
 use sqlx::Connection;
 use wharfage::store::StoreError;
 use wharfage::store::images::{
-    DeleteImageError, ImageFilter, ImageIdentifier, ImageStatus, LastTag, ReferrerFilter, Stale, StorageClass,
-    StorageClassError, TagStatusFilter,
+    DeleteImageError, ImageFilter, ImageIdentifier, ImageStatus, LastTag, ReferrerFilter, Stale,
+    StorageClass, StorageClassError, TagStatusFilter,
 };
 use wharfage::store::jobs::JobEnd;
 use wharfage::store::layers::{MountOutcome, UnlinkOutcome};
 use wharfage::store::manifests::{PutManifestError, TagEffect};
 use wharfage::store::postgres::{PostgresOptions, PostgresStore};
 use wharfage::store::repositories::{
-    DeleteRepositoryError, LifecycleSchedule, Mutability, NewRepository, RepositoryChange, RepositoryStore as _,
+    DeleteRepositoryError, LifecycleSchedule, Mutability, NewRepository, RepositoryChange,
+    RepositoryStore as _,
 };
 use wharfage::store::uploads::UploadError;
 
@@ -22,7 +23,11 @@ use super::*;
 use crate::bed;
 
 async fn connect(url: &str) -> StoreResult<PostgresStore> {
-    PostgresStore::connect(url, PostgresOptions { max_connections: 8, ..PostgresOptions::default() }).await
+    PostgresStore::connect(
+        url,
+        PostgresOptions { max_connections: 8, ..PostgresOptions::default() },
+    )
+    .await
 }
 
 async fn fixture_at(url: String) -> Fixture {
@@ -48,7 +53,10 @@ async fn replicas() -> (Fixture, Fixture) {
 async fn run_sql(url: &str, sql: &str) {
     let mut connection = sqlx::PgConnection::connect(url).await.unwrap();
     // The comment distinguishes it from a statement of the store.
-    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("/* test */ {sql}"))).execute(&mut connection).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("/* test */ {sql}")))
+        .execute(&mut connection)
+        .await
+        .unwrap();
     connection.close().await.unwrap();
 }
 
@@ -84,10 +92,16 @@ async fn a_database_of_version_2_is_upgraded_with_its_rows() {
     let folder = tempfile::tempdir().unwrap();
     for version in ["0001_initial.sql", "0002_registry.sql"] {
         let migrations = concat!(env!("CARGO_MANIFEST_DIR"), "/src/store/postgres/migrations");
-        std::fs::copy(std::path::Path::new(migrations).join(version), folder.path().join(version)).unwrap();
+        std::fs::copy(std::path::Path::new(migrations).join(version), folder.path().join(version))
+            .unwrap();
     }
     let mut connection = sqlx::PgConnection::connect(&url).await.unwrap();
-    sqlx::migrate::Migrator::new(folder.path()).await.unwrap().run_direct(None, &mut connection, false).await.unwrap();
+    sqlx::migrate::Migrator::new(folder.path())
+        .await
+        .unwrap()
+        .run_direct(None, &mut connection, false)
+        .await
+        .unwrap();
     run_sql(&url, &super::sqlite::rows_of_version_2()).await;
     let (id, generation) = (Uuid::new_v4(), Generation::random());
     let upload = format!(
@@ -97,15 +111,19 @@ async fn a_database_of_version_2_is_upgraded_with_its_rows() {
     );
     run_sql(&url, &upload).await;
     let store = fixture_at(url).await;
-    let times: (i64, i64) = sqlx::query_as("/* test */ SELECT created_at, updated_at FROM tag WHERE name = 'a'")
-        .fetch_one(&mut connection)
-        .await
-        .unwrap();
+    let times: (i64, i64) =
+        sqlx::query_as("/* test */ SELECT created_at, updated_at FROM tag WHERE name = 'a'")
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
     assert_eq!(times, (at(0).as_millisecond(), at(0).as_millisecond()));
     connection.close().await.unwrap();
     let upload = store.find_upload(RepositoryId(1), id).await.unwrap().unwrap();
     let UploadProgress { hash_state, protocol_state, writer, .. } = &upload.progress;
-    assert_eq!((&hash_state[..], &protocol_state[..], &writer.0[..]), (&[1][..], &[2][..], &[3][..]));
+    assert_eq!(
+        (&hash_state[..], &protocol_state[..], &writer.0[..]),
+        (&[1][..], &[2][..], &[3][..])
+    );
     super::sqlite::has_the_rows_of_version_2(&store).await;
 }
 
@@ -124,7 +142,11 @@ async fn a_tag_records_its_creation_and_its_last_move() {
             .fetch_one(&mut connection)
             .await
             .unwrap();
-        assert_eq!(times, (at(created).as_millisecond(), at(updated).as_millisecond()), "{seconds}");
+        assert_eq!(
+            times,
+            (at(created).as_millisecond(), at(updated).as_millisecond()),
+            "{seconds}"
+        );
     }
     connection.close().await.unwrap();
 }
@@ -147,11 +169,17 @@ async fn an_index_push_and_an_archival_of_its_child_are_ordered() {
             if round % 2 == 0 {
                 one.put_manifest(put(&repository, index, &[])).await.map(drop).unwrap();
             } else {
-                one.set_storage_class(repository.id, &inner, StorageClass::Standard, at(2)).await.map(drop).unwrap();
+                one.set_storage_class(repository.id, &inner, StorageClass::Standard, at(2))
+                    .await
+                    .map(drop)
+                    .unwrap();
             }
         };
         let ((), archived) = tokio::join!(restore, archive(&two, &leaf));
-        assert!(matches!(archived, Ok(_) | Err(StorageClassError::ReferencedBy(_))), "{archived:?}");
+        assert!(
+            matches!(archived, Ok(_) | Err(StorageClassError::ReferencedBy(_))),
+            "{archived:?}"
+        );
         for image in [&leaf, &inner] {
             let found = one.image_of(&repository, image).await.unwrap().image;
             assert_eq!(found.status, ImageStatus::Active, "round {round}: {archived:?}");
@@ -177,13 +205,16 @@ async fn an_image_does_not_expire_once_a_push_of_it_was_acknowledged() {
             _ => (format!("another {round}"), "old"),
         };
         let push = one.put_manifest(put(&repository, manifest(&pushed), &[tag]));
-        let (pushed_outcome, expired) = tokio::join!(push, two.expire_image(repository.id, &image, decision, at(1)));
+        let (pushed_outcome, expired) =
+            tokio::join!(push, two.expire_image(repository.id, &image, decision, at(1)));
         let outcome = pushed_outcome.unwrap();
         let is_there = one.image_of(&repository, &image).await.is_some();
         match expired {
             // The expiry came before the push, which created the image again.
             Ok(()) => assert_eq!(is_there, round % 3 < 2, "round {round}: {outcome:?}"),
-            Err(DeleteImageError::Stale(Stale::Image)) => assert!(is_there, "round {round}: {outcome:?}"),
+            Err(DeleteImageError::Stale(Stale::Image)) => {
+                assert!(is_there, "round {round}: {outcome:?}")
+            }
             other => panic!("round {round}: {other:?}"),
         }
         assert_eq!(one.tagged(&repository, tag).await, Some(digest(&pushed)));
@@ -229,7 +260,8 @@ async fn a_silent_database_is_unavailable_until_it_answers() {
     let gone = store.ready().await.unwrap_err();
     assert!(matches!(gone, StoreError::Unavailable(_)), "{gone:?}");
     // The server is gone, so this only measures how fast that is detected.
-    let options = PostgresOptions { acquire_timeout: Duration::from_secs(1), ..PostgresOptions::default() };
+    let options =
+        PostgresOptions { acquire_timeout: Duration::from_secs(1), ..PostgresOptions::default() };
     let gone = PostgresStore::connect(&url, options).await.unwrap_err();
     assert!(matches!(gone, StoreError::Unavailable(_)), "{gone:?}");
 }
@@ -239,7 +271,13 @@ async fn keys_are_in_byte_order_in_any_locale() {
     let url = bed::postgres().database().await;
     let (server, database) = url.rsplit_once('/').unwrap();
     let english = format!("{database}_en");
-    run_sql(&url, &format!("CREATE DATABASE {english} TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en'")).await;
+    run_sql(
+        &url,
+        &format!(
+            "CREATE DATABASE {english} TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en'"
+        ),
+    )
+    .await;
     let store = fixture_at(format!("{server}/{english}")).await;
     let repository = store.repository_named("a-b").await;
     for other in ["a/b", "a.b", "ab"] {
@@ -249,15 +287,27 @@ async fn keys_are_in_byte_order_in_any_locale() {
     let in_bytes = tags(&["1", "B", "_b", "a-b", "a.b", "ab", "b"]);
     assert_eq!(store.list_tags(repository.id, None, 10).await.unwrap(), in_bytes);
     assert_eq!(store.list_tags(repository.id, Some("B"), 10).await.unwrap(), in_bytes[2..]);
-    let named = store.find_images(repository.id, &[reference_to("_b")]).await.unwrap().remove(0).unwrap();
+    let named =
+        store.find_images(repository.id, &[reference_to("_b")]).await.unwrap().remove(0).unwrap();
     assert_eq!(named.tags, in_bytes);
     let after = ImageIdentifier { digest: image.clone(), tag: Some(tag("B")) };
-    let ids = store.list_image_ids(repository.id, ImageFilter::EVERYTHING, Some(&after), 10).await.unwrap();
+    let ids = store
+        .list_image_ids(repository.id, ImageFilter::EVERYTHING, Some(&after), 10)
+        .await
+        .unwrap();
     assert_eq!(ids.into_iter().filter_map(|id| id.tag).collect::<Vec<_>>(), in_bytes[2..]);
-    let names: Vec<_> =
-        store.list_repositories(&account(), None, 10).await.unwrap().into_iter().map(|r| r.name).collect();
+    let names: Vec<_> = store
+        .list_repositories(&account(), None, 10)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|r| r.name)
+        .collect();
     assert_eq!(names, ["a-b", "a.b", "a/b", "ab"].map(name));
-    assert_eq!(store.delete_image(repository.id, &image, Referrers::Stay, at(1)).await.unwrap(), in_bytes);
+    assert_eq!(
+        store.delete_image(repository.id, &image, Referrers::Stay, at(1)).await.unwrap(),
+        in_bytes
+    );
 }
 
 #[tokio::test]
@@ -274,7 +324,8 @@ async fn a_page_may_begin_after_any_text() {
 async fn bytes_pushed_again_during_deletion_are_a_new_blob() {
     let url = bed::postgres().database().await;
     let store = fixture_at(url.clone()).await;
-    let (repository, other) = (store.repository_named("app").await, store.repository_named("other").await);
+    let (repository, other) =
+        (store.repository_named("app").await, store.repository_named("other").await);
     let layer = store.blob(&repository, "layer").await;
     assert_eq!(store.unlink_blob(repository.id, &layer).await.unwrap(), UnlinkOutcome::Unlinked);
     run_sql(&url, "UPDATE blob SET state = 'deleting'").await;
@@ -290,13 +341,18 @@ async fn annotations_hold_any_character() {
     let repository = store.repository_named("app").await;
     let annotations = BTreeMap::from([("a\0b".to_owned(), "\0\u{1f600}\\u0000".to_owned())]);
     let subject = Some(digest("subject"));
-    let referrer = NewManifest { subject, annotations: annotations.clone(), ..manifest("referrer") };
+    let referrer =
+        NewManifest { subject, annotations: annotations.clone(), ..manifest("referrer") };
     store.put_manifest(put(&repository, referrer, &[])).await.unwrap();
     let filter = ReferrerFilter { artifact_types: Vec::new(), status: None };
-    let found = store.list_referrers(repository.id, &digest("subject"), &filter, None, 10).await.unwrap();
+    let found =
+        store.list_referrers(repository.id, &digest("subject"), &filter, None, 10).await.unwrap();
     assert_eq!(found[0].annotations, annotations);
     let filter = ReferrerFilter { artifact_types: vec!["a\0b".to_owned()], status: None };
-    assert_eq!(store.list_referrers(repository.id, &digest("subject"), &filter, None, 10).await.unwrap(), []);
+    assert_eq!(
+        store.list_referrers(repository.id, &digest("subject"), &filter, None, 10).await.unwrap(),
+        []
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -312,7 +368,8 @@ async fn one_of_two_pushes_of_an_immutable_tag_wins() {
         // same digest.
         let first = format!("one {round}");
         let second = if round % 2 == 0 { first.clone() } else { format!("two {round}") };
-        let (left, right) = tokio::join!(one.put_manifest(push(&first)), two.put_manifest(push(&second)));
+        let (left, right) =
+            tokio::join!(one.put_manifest(push(&first)), two.put_manifest(push(&second)));
         let (outcome, refused, winner) = match (left, right) {
             (Ok(outcome), Err(refused)) => (outcome, refused, digest(&first)),
             (Err(refused), Ok(outcome)) => (outcome, refused, digest(&second)),
@@ -337,8 +394,10 @@ async fn two_replicas_cannot_both_reach_a_limit() {
             max_tags: limits.1,
             ..put(&repository, manifest(payload), &[tag])
         };
-        let (left, right) =
-            tokio::join!(one.put_manifest(push("1", (1, 9), "a")), two.put_manifest(push("2", (1, 9), "b")));
+        let (left, right) = tokio::join!(
+            one.put_manifest(push("1", (1, 9), "a")),
+            two.put_manifest(push("2", (1, 9), "b"))
+        );
         let refused = match (left, right) {
             (Ok(_), Err(refused)) | (Err(refused), Ok(_)) => refused,
             other => panic!("{other:?}"),
@@ -346,8 +405,10 @@ async fn two_replicas_cannot_both_reach_a_limit() {
         assert!(matches!(refused, PutManifestError::TooManyImages(1)), "{refused:?}");
         assert_eq!(one.repository_usage(repository.id).await.unwrap().0, 1);
 
-        let (left, right) =
-            tokio::join!(one.put_manifest(push("3", (9, 1), "x")), two.put_manifest(push("3", (9, 1), "y")));
+        let (left, right) = tokio::join!(
+            one.put_manifest(push("3", (9, 1), "x")),
+            two.put_manifest(push("3", (9, 1), "y"))
+        );
         let refused = match (left, right) {
             (Ok(_), Err(refused)) | (Err(refused), Ok(_)) => refused,
             other => panic!("{other:?}"),
@@ -376,14 +437,21 @@ async fn an_index_push_and_a_deletion_of_its_child_are_ordered() {
             if round % 2 == 0 {
                 two.delete_image(repository.id, &child, Referrers::Stay, at(1)).await.map(|_| ())
             } else {
-                two.delete_tag(repository.id, &child_tag, None, LastTag::DeletesImage, at(1)).await.map(|_| ())
+                two.delete_tag(repository.id, &child_tag, None, LastTag::DeletesImage, at(1))
+                    .await
+                    .map(|_| ())
             }
         };
-        let (pushed, deleted) = tokio::join!(one.put_manifest(put(&repository, index, &[])), delete);
+        let (pushed, deleted) =
+            tokio::join!(one.put_manifest(put(&repository, index, &[])), delete);
         match (pushed, deleted) {
             (Ok(_), Err(DeleteImageError::ReferencedBy(by))) => {
                 assert_eq!(by, [digest]);
-                assert_eq!(one.tagged(&repository, "child").await, Some(child), "nothing of the deletion is written");
+                assert_eq!(
+                    one.tagged(&repository, "child").await,
+                    Some(child),
+                    "nothing of the deletion is written"
+                );
             }
             (Err(PutManifestError::ChildrenNotFound(missing)), Ok(())) => {
                 assert_eq!(missing, [child]);
@@ -399,8 +467,14 @@ async fn a_push_and_a_removal_of_its_blob_are_ordered() {
     let (one, two) = replicas().await;
     let repository = one.repository_named("app").await;
     for round in 0..ROUNDS {
-        let layers = [one.blob(&repository, &format!("a{round}")).await, one.blob(&repository, "shared").await];
-        let image = NewManifest { blobs: blobs(&[&layers[0], &layers[1]]), ..manifest(&format!("image {round}")) };
+        let layers = [
+            one.blob(&repository, &format!("a{round}")).await,
+            one.blob(&repository, "shared").await,
+        ];
+        let image = NewManifest {
+            blobs: blobs(&[&layers[0], &layers[1]]),
+            ..manifest(&format!("image {round}"))
+        };
         let (pushed, unlinked) = tokio::join!(
             one.put_manifest(put(&repository, image, &["latest"])),
             two.unlink_blob(repository.id, &layers[0])
@@ -427,9 +501,14 @@ async fn an_acknowledged_tag_survives_a_deletion_of_the_last_tag() {
             two.delete_tag(repository.id, &old, None, LastTag::DeletesImage, at(1))
         );
         let (pushed, deleted) = (pushed.unwrap(), deleted.unwrap());
-        assert_eq!(pushed.created, deleted.image_deleted, "the image went before the push, or not at all");
+        assert_eq!(
+            pushed.created, deleted.image_deleted,
+            "the image went before the push, or not at all"
+        );
         assert_eq!(one.tagged(&repository, &new).await, Some(image));
-        one.delete_tag(repository.id, &tag(&new), None, LastTag::DeletesImage, at(2)).await.unwrap();
+        one.delete_tag(repository.id, &tag(&new), None, LastTag::DeletesImage, at(2))
+            .await
+            .unwrap();
     }
 }
 
@@ -453,8 +532,14 @@ async fn writes_during_a_repository_deletion_succeed_or_are_refused() {
         );
         deleted.unwrap();
         assert!(matches!(pushed, Ok(_) | Err(PutManifestError::NoRepository)), "{pushed:?}");
-        assert!(matches!(committed, Ok(CommitOutcome::New) | Err(UploadError::NotFound)), "{committed:?}");
-        assert!(matches!(mounted, Ok(MountOutcome::Mounted | MountOutcome::NotMountable)), "{mounted:?}");
+        assert!(
+            matches!(committed, Ok(CommitOutcome::New) | Err(UploadError::NotFound)),
+            "{committed:?}"
+        );
+        assert!(
+            matches!(mounted, Ok(MountOutcome::Mounted | MountOutcome::NotMountable)),
+            "{mounted:?}"
+        );
         begun.unwrap();
         assert_eq!(one.found(&repository, "latest").await, Lookup::NoRepository);
         let again = one.delete_repository(repository.id, true, at(2)).await;
@@ -499,7 +584,10 @@ async fn replicas_share_due_policies() {
         let mut due = 0;
         for _ in 0..10 {
             let again = (at(100), at(200));
-            due += store.schedule_lifecycle(LifecycleSchedule { now: at(1), next_due: again, limit: 7 }).await.unwrap();
+            due += store
+                .schedule_lifecycle(LifecycleSchedule { now: at(1), next_due: again, limit: 7 })
+                .await
+                .unwrap();
         }
         due
     };
@@ -532,7 +620,8 @@ async fn a_job_failing_during_an_enqueue_leaves_one_waiting() {
 async fn concurrent_tag_moves_are_counted_correctly() {
     let (one, two) = replicas().await;
     let repository = one.repository_named("app").await;
-    let images = [one.image(&repository, "a", &["x", "y"]).await, one.image(&repository, "b", &["z"]).await];
+    let images =
+        [one.image(&repository, "a", &["x", "y"]).await, one.image(&repository, "b", &["z"]).await];
     for round in 0..ROUNDS {
         let (left, right) = if round % 2 == 0 { ("b", "a") } else { ("a", "b") };
         let (x, y, z) = tokio::join!(
@@ -549,7 +638,10 @@ async fn concurrent_tag_moves_are_counted_correctly() {
                 assert_eq!(image.tags.is_empty(), tag_status == TagStatusFilter::Untagged);
             }
         }
-        assert_eq!(one.tagged(&repository, "x").await, Some(images[usize::from(left == "b")].clone()));
+        assert_eq!(
+            one.tagged(&repository, "x").await,
+            Some(images[usize::from(left == "b")].clone())
+        );
     }
 }
 

@@ -33,7 +33,10 @@ async fn results_of(store: &Fixture, repository: &Repository) -> Vec<PreviewResu
 }
 
 fn complete(seconds: i64) -> PreviewState {
-    PreviewState::Complete { completed_at: at(seconds), summary: r#"{"expiringImageTotalCount":1}"#.into() }
+    PreviewState::Complete {
+        completed_at: at(seconds),
+        summary: r#"{"expiringImageTotalCount":1}"#.into(),
+    }
 }
 
 fn result(payload: &str, rule_priority: u32) -> PreviewResult {
@@ -54,13 +57,19 @@ pub async fn one_preview_runs_at_a_time(mut store: Fixture) {
     assert!(!start(&store, &repository, "second", 2).await);
     assert_eq!(store.waiting(KIND).await, 1);
     let preview = |state| Preview { policy: "first".into(), started_at: at(1), state };
-    assert_eq!(store.find_preview(repository.id).await.unwrap(), Some(preview(PreviewState::InProgress)));
+    assert_eq!(
+        store.find_preview(repository.id).await.unwrap(),
+        Some(preview(PreviewState::InProgress))
+    );
     finish(&store, &repository, 1, complete(3), &[]).await;
     store.reopen().await;
     assert_eq!(store.find_preview(repository.id).await.unwrap(), Some(preview(complete(3))));
     assert!(start(&store, &repository, "third", 4).await);
     finish(&store, &repository, 4, PreviewState::Failed, &[]).await;
-    assert_eq!(store.find_preview(repository.id).await.unwrap().unwrap().state, PreviewState::Failed);
+    assert_eq!(
+        store.find_preview(repository.id).await.unwrap().unwrap().state,
+        PreviewState::Failed
+    );
 }
 
 pub async fn a_previews_results_are_paged(store: Fixture) {
@@ -104,13 +113,24 @@ pub async fn a_killed_run_leaves_no_results(store: Fixture) {
     start(&store, &repository, "first", 1).await;
     let [killed, other, own] = [(); 3].map(|()| PreviewRun::new(repository.id, at(1)));
     for (run, payload) in [(killed, "killed"), (other, "other"), (own, "own")] {
-        assert!(store.add_preview_results(run, 0, vec![result(payload, 1), result("and", 1)]).await.unwrap());
+        assert!(
+            store
+                .add_preview_results(run, 0, vec![result(payload, 1), result("and", 1)])
+                .await
+                .unwrap()
+        );
     }
     store.finish_preview(own, complete(2)).await.unwrap();
     let expected = [result("own", 1), result("and", 1)];
     assert_eq!(results_of(&store, &repository).await, expected);
-    assert!(!store.add_preview_results(killed, 2, vec![result("late", 1)]).await.unwrap(), "the preview has ended");
-    assert!(store.prune_preview_results(other, 10).await.unwrap(), "who did not end the preview deletes nothing");
+    assert!(
+        !store.add_preview_results(killed, 2, vec![result("late", 1)]).await.unwrap(),
+        "the preview has ended"
+    );
+    assert!(
+        store.prune_preview_results(other, 10).await.unwrap(),
+        "who did not end the preview deletes nothing"
+    );
     let mut batches = 0;
     while !store.prune_preview_results(own, 1).await.unwrap() {
         batches += 1;
@@ -118,7 +138,10 @@ pub async fn a_killed_run_leaves_no_results(store: Fixture) {
     assert_eq!(batches, 4, "two results of two runs, one at a time");
     assert_eq!(results_of(&store, &repository).await, expected);
     start(&store, &repository, "second", 3).await;
-    assert!(store.prune_preview_results(own, 10).await.unwrap(), "another preview has been started");
+    assert!(
+        store.prune_preview_results(own, 10).await.unwrap(),
+        "another preview has been started"
+    );
     let next = PreviewRun::new(repository.id, at(3));
     store.finish_preview(next, PreviewState::Failed).await.unwrap();
     assert!(!store.prune_preview_results(next, 10).await.unwrap());
@@ -131,7 +154,10 @@ pub async fn the_end_of_another_preview_is_ignored(store: Fixture) {
     finish(&store, &repository, 1, PreviewState::Failed, &[]).await;
     start(&store, &repository, "second", 2).await;
     finish(&store, &repository, 1, complete(3), &[result("image", 1)]).await;
-    assert_eq!(store.find_preview(repository.id).await.unwrap().unwrap().state, PreviewState::InProgress);
+    assert_eq!(
+        store.find_preview(repository.id).await.unwrap().unwrap().state,
+        PreviewState::InProgress
+    );
     assert_eq!(results_of(&store, &repository).await, []);
     finish(&store, &repository, 2, complete(4), &[result("image", 1)]).await;
     // A job that runs twice finishes its preview once.

@@ -17,8 +17,12 @@ pub async fn account_settings_are_put_one_by_one(store: Fixture) {
     store.put_account_setting(&account(), "REGISTRY_POLICY_SCOPE", "V2").await.unwrap();
     store.put_account_setting(&account(), "BASIC_SCAN_TYPE_VERSION", "AWS_NATIVE").await.unwrap();
     let settings = store.list_account_settings(&account()).await.unwrap();
-    let settings: Vec<_> = settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    assert_eq!(settings, [("BASIC_SCAN_TYPE_VERSION", "AWS_NATIVE"), ("REGISTRY_POLICY_SCOPE", "V2")]);
+    let settings: Vec<_> =
+        settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    assert_eq!(
+        settings,
+        [("BASIC_SCAN_TYPE_VERSION", "AWS_NATIVE"), ("REGISTRY_POLICY_SCOPE", "V2")]
+    );
     assert_eq!(store.list_account_settings(&other_account()).await.unwrap(), BTreeMap::new());
 }
 
@@ -41,7 +45,10 @@ pub async fn changing_a_registry_returns_the_previous_settings(mut store: Fixtur
     store.reopen().await;
     assert_eq!(store.registry_settings(&account()).await.unwrap(), with_both);
     assert_eq!(store.registry_settings(&other_account()).await.unwrap(), nothing);
-    assert_eq!(store.change_registry(&account(), RegistryChange::Policy(None)).await.unwrap(), with_both);
+    assert_eq!(
+        store.change_registry(&account(), RegistryChange::Policy(None)).await.unwrap(),
+        with_both
+    );
     let scanning = RegistrySettings { policy: None, version: 3, policy_version: 2, ..with_both };
     assert_eq!(store.registry_settings(&account()).await.unwrap(), scanning);
 }
@@ -67,7 +74,9 @@ pub async fn one_of_two_concurrent_policy_deletions_finds_it(store: Fixture) {
     store.change_registry(&account(), RegistryChange::Policy(Some("policy".into()))).await.unwrap();
     let deletions = (0..8).map(|_| {
         let store = store.handle();
-        tokio::spawn(async move { store.change_registry(&account(), RegistryChange::Policy(None)).await.unwrap() })
+        tokio::spawn(async move {
+            store.change_registry(&account(), RegistryChange::Policy(None)).await.unwrap()
+        })
     });
     let were = futures::future::join_all(deletions.collect::<Vec<_>>()).await;
     assert_eq!(were.into_iter().filter(|was| was.as_ref().unwrap().policy.is_some()).count(), 1);

@@ -1,12 +1,14 @@
 //! Repositories.
 
 use wharfage::store::images::{DeleteImageError, ImageFilter, StorageClass};
-use wharfage::store::jobs::{DeleteGeneration, DeleteRepository, EvaluateLifecycle, JobPayload as _};
+use wharfage::store::jobs::{
+    DeleteGeneration, DeleteRepository, EvaluateLifecycle, JobPayload as _,
+};
 use wharfage::store::layers::{MountOutcome, UnlinkOutcome};
 use wharfage::store::manifests::PutManifestError;
 use wharfage::store::repositories::{
-    CreateRepositoryError, DeleteRepositoryError, Encryption, LifecycleSchedule, Mutability, NewRepository,
-    RepositoryChange, ResourceTag, TagMutability, TagResourceError,
+    CreateRepositoryError, DeleteRepositoryError, Encryption, LifecycleSchedule, Mutability,
+    NewRepository, RepositoryChange, ResourceTag, TagMutability, TagResourceError,
 };
 use wharfage::store::uploads::UploadError;
 
@@ -23,20 +25,35 @@ pub async fn a_repository_is_found_as_it_was_created(mut store: Fixture) {
             exclusions: vec!["dev-*".into(), "latest".into()],
         },
         scan_on_push: true,
-        encryption: Encryption { kind: "KMS".into(), kms_key: Some("arn:aws:kms:r:1:key/k".into()) },
+        encryption: Encryption {
+            kind: "KMS".into(),
+            kms_key: Some("arn:aws:kms:r:1:key/k".into()),
+        },
         tags: vec![resource_tag("team", "a"), resource_tag("cost", "")],
         ..new_repository("team/app")
     };
     let created = store.create_repository(new.clone(), 10).await.unwrap();
     assert_eq!(
-        (&created.account, &created.name, created.created_at, &created.tag_mutability, &created.encryption),
+        (
+            &created.account,
+            &created.name,
+            created.created_at,
+            &created.tag_mutability,
+            &created.encryption
+        ),
         (&new.account, &new.name, new.created_at, &new.tag_mutability, &new.encryption)
     );
     assert!(created.scan_on_push);
-    assert_eq!((&created.policy, &created.lifecycle_policy, created.lifecycle_evaluated_at), (&None, &None, None));
+    assert_eq!(
+        (&created.policy, &created.lifecycle_policy, created.lifecycle_evaluated_at),
+        (&None, &None, None)
+    );
 
     store.reopen().await;
-    assert_eq!(store.find_repository(&new.account, &new.name).await.unwrap(), Some(created.clone()));
+    assert_eq!(
+        store.find_repository(&new.account, &new.name).await.unwrap(),
+        Some(created.clone())
+    );
     assert_eq!(store.find_repository_by_id(created.id).await.unwrap(), Some(created.clone()));
     assert_eq!(
         store.list_resource_tags(created.id).await.unwrap(),
@@ -60,14 +77,20 @@ pub async fn a_registry_has_no_more_repositories_than_it_may(store: Fixture) {
     let third = store.create_repository(new_repository("app3"), 2).await;
     assert!(matches!(third, Err(CreateRepositoryError::LimitExceeded(2))), "{third:?}");
     assert_eq!(store.find_repository(&account(), &name("app3")).await.unwrap(), None);
-    store.create_repository(NewRepository { account: other_account(), ..new_repository("app3") }, 2).await.unwrap();
+    store
+        .create_repository(NewRepository { account: other_account(), ..new_repository("app3") }, 2)
+        .await
+        .unwrap();
 }
 
 pub async fn repositories_are_listed_by_name_in_pages(store: Fixture) {
     for text in ["bb", "aa", "a-b", "a/b", "aa/c", "a_b"] {
         store.repository_named(text).await;
     }
-    store.create_repository(NewRepository { account: other_account(), ..new_repository("zz") }, 10).await.unwrap();
+    store
+        .create_repository(NewRepository { account: other_account(), ..new_repository("zz") }, 10)
+        .await
+        .unwrap();
     let mut listed = Vec::new();
     loop {
         let after = listed.last().cloned();
@@ -79,12 +102,16 @@ pub async fn repositories_are_listed_by_name_in_pages(store: Fixture) {
         listed.extend(page.into_iter().map(|repository| String::from(repository.name)));
     }
     assert_eq!(listed, ["a-b", "a/b", "a_b", "aa", "aa/c", "bb"], "byte order");
-    assert_eq!(store.list_repositories(&account(), Some("aa"), 1).await.unwrap()[0].name, name("aa/c"));
+    assert_eq!(
+        store.list_repositories(&account(), Some("aa"), 1).await.unwrap()[0].name,
+        name("aa/c")
+    );
 }
 
 pub async fn each_setting_changes_alone(store: Fixture) {
     let before = store.repository_named("app").await;
-    let immutable = TagMutability { mode: Mutability::MutableWithExclusion, exclusions: vec!["v*".into()] };
+    let immutable =
+        TagMutability { mode: Mutability::MutableWithExclusion, exclusions: vec!["v*".into()] };
     for change in [
         RepositoryChange::TagMutability(immutable.clone()),
         RepositoryChange::ScanOnPush(true),
@@ -111,7 +138,10 @@ pub async fn each_setting_changes_alone(store: Fixture) {
         assert!(store.change_repository(before.id, change, Vec::new()).await.unwrap());
     }
     let after = store.find_repository_by_id(before.id).await.unwrap().unwrap();
-    assert_eq!((after.policy, after.lifecycle_policy, after.lifecycle_evaluated_at), (None, None, None));
+    assert_eq!(
+        (after.policy, after.lifecycle_policy, after.lifecycle_evaluated_at),
+        (None, None, None)
+    );
 
     store.delete_repository(before.id, false, at(10)).await.unwrap();
     let jobs = vec![job("lifecycle", "1", "{}", at(0))];
@@ -145,7 +175,11 @@ pub async fn a_repositorys_version_grows_with_every_change(store: Fixture) {
         }
         let after = versions(&repository).await;
         assert!(after.0 > before.0, "{step}: {before:?}, then {after:?}");
-        assert_eq!(after.1 > before.1, step.ends_with("policy"), "{step}: {before:?}, then {after:?}");
+        assert_eq!(
+            after.1 > before.1,
+            step.ends_with("policy"),
+            "{step}: {before:?}, then {after:?}"
+        );
         before = after;
     }
     assert_eq!(versions(&other).await, (other.version, other.policy_version));
@@ -161,7 +195,10 @@ pub async fn a_new_policy_enqueues_its_job_and_clears_its_evaluation(store: Fixt
     assert!(store.change_repository(repository.id, evaluated, Vec::new()).await.unwrap());
     assert!(store.change_repository(repository.id, policy("b"), Vec::new()).await.unwrap());
     let after = store.find_repository_by_id(repository.id).await.unwrap().unwrap();
-    assert_eq!((after.lifecycle_policy.as_deref(), after.lifecycle_evaluated_at), (Some("b"), None));
+    assert_eq!(
+        (after.lifecycle_policy.as_deref(), after.lifecycle_evaluated_at),
+        (Some("b"), None)
+    );
 }
 
 /// Enqueues the due policies; each is due again at `again`.
@@ -218,7 +255,8 @@ pub async fn the_longest_overdue_policy_is_enqueued_first(store: Fixture) {
 }
 
 pub async fn a_policy_whose_job_waits_or_runs_is_not_enqueued_twice(store: Fixture) {
-    let (runs, waits) = (store.repository_named("runs").await.id, store.repository_named("waits").await.id);
+    let (runs, waits) =
+        (store.repository_named("runs").await.id, store.repository_named("waits").await.id);
     for id in [runs, waits] {
         put_policy(&store, id).await;
     }
@@ -232,11 +270,17 @@ pub async fn a_policy_whose_job_waits_or_runs_is_not_enqueued_twice(store: Fixtu
 }
 
 pub async fn deletion_or_early_evaluation_makes_no_policy_due_sooner(store: Fixture) {
-    let (gone, early) = (store.repository_named("gone").await.id, store.repository_named("early").await.id);
+    let (gone, early) =
+        (store.repository_named("gone").await.id, store.repository_named("early").await.id);
     for id in [gone, early] {
         put_policy(&store, id).await;
     }
-    assert!(store.change_repository(gone, RepositoryChange::LifecyclePolicy(None), Vec::new()).await.unwrap());
+    assert!(
+        store
+            .change_repository(gone, RepositoryChange::LifecyclePolicy(None), Vec::new())
+            .await
+            .unwrap()
+    );
     evaluated(&store, gone, 1, 1).await;
     assert_eq!(turn(&store, 5, 100, 10).await, 1);
     evaluated(&store, early, 6, 50).await;
@@ -246,12 +290,20 @@ pub async fn deletion_or_early_evaluation_makes_no_policy_due_sooner(store: Fixt
 
 pub async fn resource_tags_merge_up_to_their_limit(store: Fixture) {
     let repository = store.repository_named("app").await.id;
-    store.tag_resource(repository, vec![resource_tag("a", "1"), resource_tag("b", "2")], 3).await.unwrap();
-    store.tag_resource(repository, vec![resource_tag("b", "3"), resource_tag("c", "4")], 3).await.unwrap();
+    store
+        .tag_resource(repository, vec![resource_tag("a", "1"), resource_tag("b", "2")], 3)
+        .await
+        .unwrap();
+    store
+        .tag_resource(repository, vec![resource_tag("b", "3"), resource_tag("c", "4")], 3)
+        .await
+        .unwrap();
     let expected = [resource_tag("a", "1"), resource_tag("b", "3"), resource_tag("c", "4")];
     assert_eq!(store.list_resource_tags(repository).await.unwrap(), expected);
 
-    let refused = store.tag_resource(repository, vec![resource_tag("a", "9"), resource_tag("d", "5")], 3).await;
+    let refused = store
+        .tag_resource(repository, vec![resource_tag("a", "9"), resource_tag("d", "5")], 3)
+        .await;
     assert!(matches!(refused, Err(TagResourceError::TooMany(3))), "{refused:?}");
     assert_eq!(store.list_resource_tags(repository).await.unwrap(), expected, "all or nothing");
 
@@ -284,7 +336,8 @@ pub async fn a_repository_with_images_is_deleted_by_force_only(store: Fixture) {
 }
 
 pub async fn deleting_a_repository_cancels_uploads_and_keeps_shared_blobs(store: Fixture) {
-    let (going, staying) = (store.repository_named("going").await, store.repository_named("staying").await);
+    let (going, staying) =
+        (store.repository_named("going").await, store.repository_named("staying").await);
     let layer = store.blob(&going, "layer").await;
     assert_eq!(store.commit(&staying, &layer, at(0)).await, CommitOutcome::Shared);
     while let Some(job) = store.claim_job(&[DeleteGeneration::KIND], at(9), MINUTE).await.unwrap() {
@@ -297,8 +350,10 @@ pub async fn deleting_a_repository_cancels_uploads_and_keeps_shared_blobs(store:
     empty(&store).await;
 
     assert!(store.has_blob(&staying, &layer).await);
-    let claimed = store.claim_job(&[DeleteGeneration::KIND], at(1_000), MINUTE).await.unwrap().unwrap();
-    let expected = DeleteGeneration { generation: upload.generation, writer: upload.progress.writer };
+    let claimed =
+        store.claim_job(&[DeleteGeneration::KIND], at(1_000), MINUTE).await.unwrap().unwrap();
+    let expected =
+        DeleteGeneration { generation: upload.generation, writer: upload.progress.writer };
     assert_eq!(DeleteGeneration::parse(&claimed.payload).unwrap(), expected);
     assert_eq!(store.waiting(DeleteGeneration::KIND).await, 0);
     assert_eq!(store.count_uploads().await.unwrap(), 0);
@@ -318,12 +373,18 @@ pub async fn a_recreated_repository_is_empty(store: Fixture) {
     assert_eq!(store.found(&new, image.as_str()).await, Lookup::Missing);
     assert_eq!(store.list_tags(new.id, None, 10).await.unwrap(), []);
     assert_eq!(store.unlink_blob(new.id, &layer).await.unwrap(), UnlinkOutcome::NotFound);
-    assert_eq!(store.commit(&new, &layer, at(0)).await, CommitOutcome::Shared, "the bytes await the collector");
+    assert_eq!(
+        store.commit(&new, &layer, at(0)).await,
+        CommitOutcome::Shared,
+        "the bytes await the collector"
+    );
 }
 
 /// Runs the jobs that empty deleted repositories.
 async fn empty(store: &Fixture) {
-    while let Some(job) = store.claim_job(&[DeleteRepository::KIND], at(1_000), MINUTE).await.unwrap() {
+    while let Some(job) =
+        store.claim_job(&[DeleteRepository::KIND], at(1_000), MINUTE).await.unwrap()
+    {
         let DeleteRepository { repository } = DeleteRepository::parse(&job.payload).unwrap();
         while !store.empty_repository(repository, 2, at(1_000)).await.unwrap() {}
         store.end_job(job.id, job.attempts, wharfage::store::jobs::JobEnd::Done).await.unwrap();
@@ -377,12 +438,21 @@ pub async fn a_deleted_repository_is_invisible_and_its_name_is_free(store: Fixtu
     assert!(!store.create_upload(new_upload(&old), None).await.unwrap());
     let mounted = store.mount_blob(other.id, old.id, &layer, false, at(6), at(7)).await.unwrap();
     assert_eq!(mounted, MountOutcome::NotMountable);
-    assert!(!store.start_preview(old.id, "{}", at(6), job("lifecycle-preview", "2", "{}", at(0))).await.unwrap());
+    assert!(
+        !store
+            .start_preview(old.id, "{}", at(6), job("lifecycle-preview", "2", "{}", at(0)))
+            .await
+            .unwrap()
+    );
 
     let new = store.repository_named("app").await;
     assert_eq!(store.image(&new, "image 1", &["a"]).await, digest("image 1"));
     empty(&store).await;
-    assert_eq!(store.tagged(&new, "a").await, Some(digest("image 1")), "what has the name now stays");
+    assert_eq!(
+        store.tagged(&new, "a").await,
+        Some(digest("image 1")),
+        "what has the name now stays"
+    );
     assert_eq!(store.repository_usage(new.id).await.unwrap().0, 1);
 }
 
@@ -404,7 +474,11 @@ pub async fn a_deleted_repository_is_emptied_in_batches(store: Fixture) {
     assert_eq!(store.repository_usage(old.id).await.unwrap(), (0, 0));
     assert!(store.empty_repository(old.id, 2, at(7)).await.unwrap(), "it is empty already");
     let other = store.repository_named("other").await;
-    assert_eq!(store.commit(&other, &layer, at(0)).await, CommitOutcome::Shared, "the bytes await the collector");
+    assert_eq!(
+        store.commit(&other, &layer, at(0)).await,
+        CommitOutcome::Shared,
+        "the bytes await the collector"
+    );
 }
 
 pub async fn a_repository_that_is_not_deleted_is_not_emptied(store: Fixture) {

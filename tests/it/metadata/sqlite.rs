@@ -51,7 +51,8 @@ fn a_database_of_a_newer_version_is_refused_and_unchanged() {
     drop(connection);
     assert!(refused(&path).contains("newer version"));
     let connection = rusqlite::Connection::open(&path).unwrap();
-    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    let version: i64 =
+        connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
     assert_eq!(version, 1000);
 }
 
@@ -59,7 +60,8 @@ fn a_database_of_a_newer_version_is_refused_and_unchanged() {
 fn a_file_that_is_not_a_database_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("wharfage.db");
-    std::fs::write(&path, "certainly not a database, but long enough to look like one".repeat(100)).unwrap();
+    std::fs::write(&path, "certainly not a database, but long enough to look like one".repeat(100))
+        .unwrap();
     refused(&path);
 }
 
@@ -84,7 +86,9 @@ async fn a_job_of_a_dead_process_runs_again_at_the_next_start() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("wharfage.db");
     let (now, lease) = (Timestamp::now(), Duration::from_secs(3600));
-    let claim = |store: SqliteStore| async move { (store.claim_job(&["k"], now, lease).await.unwrap(), store) };
+    let claim = |store: SqliteStore| async move {
+        (store.claim_job(&["k"], now, lease).await.unwrap(), store)
+    };
     let store = SqliteStore::open(&path).unwrap();
     let job = NewJob { kind: "k".into(), key: "1".into(), payload: "{}".into(), run_at: now };
     store.enqueue_job(job).await.unwrap();
@@ -155,7 +159,9 @@ pub const ROWS_OF_VERSION_2: &str = "
 pub fn rows_of_version_2() -> String {
     ["CHILD", "INDEX", "OTHER", "BOTH", "OWN"]
         .iter()
-        .fold(ROWS_OF_VERSION_2.to_owned(), |rows, name| rows.replace(&format!("sha256:{name}"), digest(name).as_str()))
+        .fold(ROWS_OF_VERSION_2.to_owned(), |rows, name| {
+            rows.replace(&format!("sha256:{name}"), digest(name).as_str())
+        })
 }
 
 /// Checks an upgraded store with [`ROWS_OF_VERSION_2`].
@@ -165,14 +171,24 @@ pub async fn has_the_rows_of_version_2(store: &Fixture) {
     assert_eq!(store.registry_settings(&account()).await.unwrap().policy.as_deref(), Some("{}"));
     assert_eq!(store.repository_usage(repository.id).await.unwrap(), (3, 300));
     let image = async |name: &str| store.image_of(&repository, &digest(name)).await.unwrap();
-    let statuses = [image("CHILD").await, image("INDEX").await, image("OTHER").await].map(|found| found.image.status);
+    let statuses = [image("CHILD").await, image("INDEX").await, image("OTHER").await]
+        .map(|found| found.image.status);
     use wharfage::store::images::ImageStatus::{Active, Archived};
     assert_eq!(statuses, [Active, Active, Archived], "what an active index holds is active");
     assert_eq!(image("INDEX").await.tags, tags(&["a"]));
-    assert_eq!(store.list_tags(repository.id, None, 10).await.unwrap(), tags(&["a"]), "the other's image is archived");
+    assert_eq!(
+        store.list_tags(repository.id, None, 10).await.unwrap(),
+        tags(&["a"]),
+        "the other's image is archived"
+    );
     use wharfage::store::images::{StorageClass, StorageClassError};
-    match store.set_storage_class(repository.id, &digest("CHILD"), StorageClass::Archive, at(8)).await {
-        Err(StorageClassError::ReferencedBy(by)) => assert_eq!(by, [digest("INDEX")], "the other index is archived"),
+    match store
+        .set_storage_class(repository.id, &digest("CHILD"), StorageClass::Archive, at(8))
+        .await
+    {
+        Err(StorageClassError::ReferencedBy(by)) => {
+            assert_eq!(by, [digest("INDEX")], "the other index is archived")
+        }
         other => panic!("{other:?}"),
     }
     assert!(store.has_blob(&repository, &digest("BOTH")).await, "an active image has it");
@@ -180,7 +196,10 @@ pub async fn has_the_rows_of_version_2(store: &Fixture) {
     let taken = store.create_repository(new_repository("app"), 10).await;
     assert!(taken.is_err(), "{taken:?}");
     let next = store.repository_named("next").await;
-    assert!(repository.id.0 == 1 && next.id.0 > 2, "the id of a deleted repository is not given again: {next:?}");
+    assert!(
+        repository.id.0 == 1 && next.id.0 > 2,
+        "the id of a deleted repository is not given again: {next:?}"
+    );
     store.delete_repository(repository.id, true, at(9)).await.unwrap();
     while !store.empty_repository(repository.id, 100, at(9)).await.unwrap() {}
     assert_eq!(store.find_repository(&account(), &name("app")).await.unwrap(), None);
@@ -191,11 +210,19 @@ async fn a_database_of_version_2_is_upgraded_with_its_rows() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("wharfage.db");
     let connection = rusqlite::Connection::open(&path).unwrap();
-    connection.execute_batch(include_str!("../../../src/store/sqlite/migrations/0001_initial.sql")).unwrap();
-    connection.execute_batch(include_str!("../../../src/store/sqlite/migrations/0002_registry.sql")).unwrap();
+    connection
+        .execute_batch(include_str!("../../../src/store/sqlite/migrations/0001_initial.sql"))
+        .unwrap();
+    connection
+        .execute_batch(include_str!("../../../src/store/sqlite/migrations/0002_registry.sql"))
+        .unwrap();
     // On SQLite the number of images has a separate table.
     let usage = "INSERT INTO repository_usage VALUES (1, 0, 0);";
-    let rows = rows_of_version_2().replacen("INSERT INTO registry", &format!("{usage} INSERT INTO registry"), 1);
+    let rows = rows_of_version_2().replacen(
+        "INSERT INTO registry",
+        &format!("{usage} INSERT INTO registry"),
+        1,
+    );
     connection.execute_batch(&rows).unwrap();
     connection.pragma_update(None, "user_version", 2).unwrap();
     drop(connection);
@@ -209,15 +236,19 @@ async fn a_database_of_version_2_is_upgraded_with_its_rows() {
     let store = Fixture::new(open, folder).await;
     let connection = rusqlite::Connection::open(&path).unwrap();
     let times = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
-    let times: (i64, i64) =
-        connection.query_row("SELECT created_at, updated_at FROM tag WHERE name = 'a'", [], times).unwrap();
+    let times: (i64, i64) = connection
+        .query_row("SELECT created_at, updated_at FROM tag WHERE name = 'a'", [], times)
+        .unwrap();
     assert_eq!(times, (at(0).as_millisecond(), at(0).as_millisecond()));
     has_the_rows_of_version_2(&store).await;
     let broken = "SELECT count(*) FROM pragma_foreign_key_check";
     assert_eq!(connection.query_row(broken, [], |row| row.get::<_, i64>(0)).unwrap(), 0);
-    let left =
-        "SELECT (SELECT count(*) FROM manifest) + (SELECT count(*) FROM tag) + (SELECT count(*) FROM repository_blob)";
-    assert_eq!(connection.query_row(left, [], |row| row.get::<_, i64>(0)).unwrap(), 0, "foreign keys still cascade");
+    let left = "SELECT (SELECT count(*) FROM manifest) + (SELECT count(*) FROM tag) + (SELECT count(*) FROM repository_blob)";
+    assert_eq!(
+        connection.query_row(left, [], |row| row.get::<_, i64>(0)).unwrap(),
+        0,
+        "foreign keys still cascade"
+    );
 }
 
 #[tokio::test]
@@ -233,9 +264,14 @@ async fn a_tag_records_its_creation_and_its_last_move() {
         let push = PutManifest { now: at(seconds), ..put(&repository, manifest(payload), &["a"]) };
         store.put_manifest(push).await.unwrap();
         let times = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
-        let times: (i64, i64) =
-            connection.query_row("SELECT created_at, updated_at FROM tag WHERE name = 'a'", [], times).unwrap();
-        assert_eq!(times, (at(created).as_millisecond(), at(updated).as_millisecond()), "{seconds}");
+        let times: (i64, i64) = connection
+            .query_row("SELECT created_at, updated_at FROM tag WHERE name = 'a'", [], times)
+            .unwrap();
+        assert_eq!(
+            times,
+            (at(created).as_millisecond(), at(updated).as_millisecond()),
+            "{seconds}"
+        );
     }
 }
 
@@ -244,8 +280,12 @@ async fn blobs_and_uploads_of_version_2_survive_an_upgrade() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("wharfage.db");
     let connection = rusqlite::Connection::open(&path).unwrap();
-    connection.execute_batch(include_str!("../../../src/store/sqlite/migrations/0001_initial.sql")).unwrap();
-    connection.execute_batch(include_str!("../../../src/store/sqlite/migrations/0002_registry.sql")).unwrap();
+    connection
+        .execute_batch(include_str!("../../../src/store/sqlite/migrations/0001_initial.sql"))
+        .unwrap();
+    connection
+        .execute_batch(include_str!("../../../src/store/sqlite/migrations/0002_registry.sql"))
+        .unwrap();
     let (generation, writing, id) = (Generation::random(), Generation::random(), Uuid::new_v4());
     let rows = format!(
         "INSERT INTO repository (id, account_id, name, created_at, tag_mutability, exclusions, scan_on_push, encryption_type)
@@ -267,13 +307,18 @@ async fn blobs_and_uploads_of_version_2_survive_an_upgrade() {
     let store = SqliteStore::open(&path).unwrap();
     let repository = store.find_repository(&account(), &name("app")).await.unwrap().unwrap();
     match store.find_blob(&account(), &name("app"), &digest("layer")).await.unwrap() {
-        Lookup::Found(blob) => assert_eq!((blob.bytes, blob.damaged), (BlobKey::plain(generation, 42), false)),
+        Lookup::Found(blob) => {
+            assert_eq!((blob.bytes, blob.damaged), (BlobKey::plain(generation, 42), false))
+        }
         other => panic!("{other:?}"),
     }
     let upload = store.find_upload(repository.id, id).await.unwrap().unwrap();
     assert_eq!((upload.announced, upload.claimed_until, upload.key.as_ref()), (true, None, None));
     let UploadProgress { hash_state, protocol_state, writer, .. } = &upload.progress;
-    assert_eq!((&hash_state[..], &protocol_state[..], &writer.0[..]), (&[1][..], &[2][..], &[3][..]));
+    assert_eq!(
+        (&hash_state[..], &protocol_state[..], &writer.0[..]),
+        (&[1][..], &[2][..], &[3][..])
+    );
     let claim = store.claim_upload(&upload, Generation::random(), at(0), MINUTE).await.unwrap();
     assert_eq!((claim.generation, claim.takeover), (writing, false));
 }

@@ -11,7 +11,8 @@ use super::*;
 const OVER: Duration = Duration::ZERO;
 
 pub async fn an_upload_is_read_back_as_it_was_stored(store: Fixture) {
-    let (repository, other) = (store.repository_named("app").await, store.repository_named("other").await);
+    let (repository, other) =
+        (store.repository_named("app").await, store.repository_named("other").await);
     let upload = Upload {
         algorithm: Algorithm::Sha512,
         key: Some(KeyReference { id: "a key".into(), wrapped: vec![0, 255] }),
@@ -21,12 +22,19 @@ pub async fn an_upload_is_read_back_as_it_was_stored(store: Fixture) {
     };
     assert!(store.create_upload(upload.clone(), None).await.unwrap());
     assert_eq!(store.find_upload(repository.id, upload.id).await.unwrap(), Some(upload.clone()));
-    assert_eq!(store.find_upload(other.id, upload.id).await.unwrap(), None, "it belongs to its repository");
+    assert_eq!(
+        store.find_upload(other.id, upload.id).await.unwrap(),
+        None,
+        "it belongs to its repository"
+    );
     assert_eq!(store.find_upload(repository.id, Uuid::new_v4()).await.unwrap(), None);
     assert_eq!(store.count_uploads().await.unwrap(), 1);
 
     store.delete_repository(other.id, false, at(1)).await.unwrap();
-    assert!(!store.create_upload(new_upload(&other), None).await.unwrap(), "the repository is gone");
+    assert!(
+        !store.create_upload(new_upload(&other), None).await.unwrap(),
+        "the repository is gone"
+    );
 }
 
 /// Creates a session.
@@ -41,7 +49,11 @@ async fn stored(store: &Fixture, upload: &Upload) -> Upload {
     store.find_upload(upload.repository, upload.id).await.unwrap().unwrap()
 }
 
-async fn claim(store: &Fixture, upload: &Upload, lease: Duration) -> Result<UploadClaim, UploadError> {
+async fn claim(
+    store: &Fixture,
+    upload: &Upload,
+    lease: Duration,
+) -> Result<UploadClaim, UploadError> {
     let read = stored(store, upload).await;
     store.claim_upload(&read, Generation::random(), Timestamp::now(), lease).await
 }
@@ -50,13 +62,18 @@ pub async fn a_session_is_claimed_once_at_a_time(store: Fixture) {
     let (_, upload) = begun(&store).await;
     let attempts = (0..8).map(|_| {
         let (store, upload) = (store.handle(), upload.clone());
-        tokio::spawn(async move { store.claim_upload(&upload, Generation::random(), Timestamp::now(), MINUTE).await })
+        tokio::spawn(async move {
+            store.claim_upload(&upload, Generation::random(), Timestamp::now(), MINUTE).await
+        })
     });
     let mut winners = 0;
     for attempt in futures::future::join_all(attempts).await {
         match attempt.unwrap() {
             Ok(claim) => {
-                assert_eq!(claim, UploadClaim { version: 1, generation: upload.generation, takeover: false });
+                assert_eq!(
+                    claim,
+                    UploadClaim { version: 1, generation: upload.generation, takeover: false }
+                );
                 winners += 1;
             }
             Err(error) => assert!(matches!(error, UploadError::Conflict), "{error:?}"),
@@ -71,7 +88,8 @@ pub async fn a_session_is_claimed_once_at_a_time(store: Fixture) {
 
     let claimed = new_upload(&store.repository_named("other").await);
     store.create_upload(claimed.clone(), Some(MINUTE)).await.unwrap();
-    let again = store.claim_upload(&claimed, Generation::random(), claimed.started_at, MINUTE).await;
+    let again =
+        store.claim_upload(&claimed, Generation::random(), claimed.started_at, MINUTE).await;
     assert!(matches!(again, Err(UploadError::Conflict)), "one can be created claimed: {again:?}");
     store.advance_upload(advance(claimed.id, 0, 10)).await.unwrap();
 }
@@ -92,7 +110,8 @@ pub async fn a_claim_after_a_stale_read_is_refused(store: Fixture) {
         claim(&store, &upload, OVER).await.unwrap();
         let read = stored(&store, &upload).await;
         // The holder was only slow.
-        let acknowledged = AdvanceUpload { generation: Generation::random(), hold, ..advance(upload.id, 1, 10) };
+        let acknowledged =
+            AdvanceUpload { generation: Generation::random(), hold, ..advance(upload.id, 1, 10) };
         store.advance_upload(acknowledged).await.unwrap();
         let stale = store.claim_upload(&read, Generation::random(), Timestamp::now(), MINUTE).await;
         assert!(matches!(stale, Err(UploadError::Conflict)), "{stale:?}");
@@ -119,14 +138,18 @@ pub async fn an_expired_claim_is_taken_over_with_a_new_generation(store: Fixture
     let (_, upload) = begun(&store).await;
     claim(&store, &upload, OVER).await.unwrap();
     let fresh = Generation::random();
-    let claimed = store.claim_upload(&stored(&store, &upload).await, fresh, Timestamp::now(), MINUTE).await.unwrap();
+    let claimed = store
+        .claim_upload(&stored(&store, &upload).await, fresh, Timestamp::now(), MINUTE)
+        .await
+        .unwrap();
     assert_eq!(claimed, UploadClaim { version: 2, generation: fresh, takeover: true });
     // A session whose writer failed is claimed by another too.
     store.release_upload(upload.id, 2, false).await.unwrap();
     let claimed = claim(&store, &upload, MINUTE).await.unwrap();
     assert!(claimed.takeover && claimed.generation != fresh, "{claimed:?}");
 
-    let mut doomed: Vec<_> = deletions(&store).await.into_iter().map(|deletion| deletion.generation).collect();
+    let mut doomed: Vec<_> =
+        deletions(&store).await.into_iter().map(|deletion| deletion.generation).collect();
     let mut expected = [upload.generation, fresh];
     doomed.sort();
     expected.sort();
@@ -141,7 +164,8 @@ pub async fn a_lost_claim_neither_advances_nor_renews_nor_commits(store: Fixture
     assert!(matches!(advanced, Err(UploadError::Conflict)), "{advanced:?}");
     let prolonged = store.renew_upload(upload.id, 1, Timestamp::now(), MINUTE).await;
     assert!(matches!(prolonged, Err(UploadError::Conflict)), "{prolonged:?}");
-    let committed = store.commit_upload(CommitUpload { version: 1, ..commit(&upload, &digest("layer")) }).await;
+    let committed =
+        store.commit_upload(CommitUpload { version: 1, ..commit(&upload, &digest("layer")) }).await;
     assert!(matches!(committed, Err(UploadError::Conflict)), "{committed:?}");
     store.release_upload(upload.id, 1, true).await.unwrap();
     assert!(stored(&store, &upload).await.claimed_until.is_some(), "the other claim is untouched");
@@ -160,9 +184,15 @@ pub async fn an_expired_claim_holds_until_it_is_taken_over(store: Fixture) {
     store.renew_upload(upload.id, 1, Timestamp::now(), MINUTE).await.unwrap();
     let other = claim(&store, &upload, MINUTE).await;
     assert!(matches!(other, Err(UploadError::Conflict)), "{other:?}");
-    store.advance_upload(AdvanceUpload { hold: Some(OVER), ..advance(upload.id, 1, 10) }).await.unwrap();
+    store
+        .advance_upload(AdvanceUpload { hold: Some(OVER), ..advance(upload.id, 1, 10) })
+        .await
+        .unwrap();
     assert_eq!(
-        store.commit_upload(CommitUpload { version: 1, ..commit(&upload, &digest("layer")) }).await.unwrap(),
+        store
+            .commit_upload(CommitUpload { version: 1, ..commit(&upload, &digest("layer")) })
+            .await
+            .unwrap(),
         CommitOutcome::New
     );
 }
@@ -198,7 +228,10 @@ pub async fn a_commit_records_how_the_bytes_are_stored(store: Fixture) {
     store.create_upload(upload.clone(), None).await.unwrap();
     let elsewhere = Generation::random();
     let sealed = Sealed { stored_size: 116, ..sealed(elsewhere) };
-    store.commit_upload(CommitUpload { sealed, ..commit(&upload, &digest("layer")) }).await.unwrap();
+    store
+        .commit_upload(CommitUpload { sealed, ..commit(&upload, &digest("layer")) })
+        .await
+        .unwrap();
     let (bytes, _) = store.bytes_of(&repository, &digest("layer")).await;
     assert_eq!(bytes, BlobKey { generation: elsewhere, size: 100, stored_size: 116, key });
 }
@@ -219,7 +252,9 @@ async fn deletions(store: &Fixture) -> Vec<DeleteGeneration> {
 
 async fn deletions_due(store: &Fixture, now: Timestamp) -> Vec<DeleteGeneration> {
     let mut deletions = Vec::new();
-    while let Some(job) = store.claim_job(&[DeleteGeneration::KIND], now, MINUTE * 10_000).await.unwrap() {
+    while let Some(job) =
+        store.claim_job(&[DeleteGeneration::KIND], now, MINUTE * 10_000).await.unwrap()
+    {
         let deletion = DeleteGeneration::parse(&job.payload).unwrap();
         assert_eq!(job.key, deletion.generation.to_string());
         deletions.push(deletion);
@@ -228,12 +263,16 @@ async fn deletions_due(store: &Fixture, now: Timestamp) -> Vec<DeleteGeneration>
 }
 
 pub async fn bytes_of_an_existing_blob_are_shared_and_the_copy_deleted(store: Fixture) {
-    let (first, second) = (store.repository_named("first").await, store.repository_named("second").await);
+    let (first, second) =
+        (store.repository_named("first").await, store.repository_named("second").await);
     assert_eq!(store.commit(&first, &digest("layer"), at(0)).await, CommitOutcome::New);
 
     let copy = new_upload(&second);
     store.create_upload(copy.clone(), None).await.unwrap();
-    assert_eq!(store.commit_intact(commit(&copy, &digest("layer"))).await.unwrap(), CommitOutcome::Shared);
+    assert_eq!(
+        store.commit_intact(commit(&copy, &digest("layer"))).await.unwrap(),
+        CommitOutcome::Shared
+    );
     assert!(store.has_blob(&second, &digest("layer")).await);
     assert_eq!(deletions(&store).await, [DeleteGeneration::of(copy.generation)]);
 
@@ -246,7 +285,8 @@ pub async fn bytes_of_an_existing_blob_are_shared_and_the_copy_deleted(store: Fi
 }
 
 pub async fn an_existing_blob_is_linked_only_after_a_check(store: Fixture) {
-    let (first, second) = (store.repository_named("first").await, store.repository_named("second").await);
+    let (first, second) =
+        (store.repository_named("first").await, store.repository_named("second").await);
     store.commit(&first, &digest("layer"), at(0)).await;
     let (there, _) = store.bytes_of(&first, &digest("layer")).await;
     for repository in [&first, &second] {
@@ -267,7 +307,8 @@ pub async fn an_existing_blob_is_linked_only_after_a_check(store: Fixture) {
 }
 
 pub async fn a_damaged_blob_gets_the_new_bytes_in_all_repositories(store: Fixture) {
-    let (first, second) = (store.repository_named("first").await, store.repository_named("second").await);
+    let (first, second) =
+        (store.repository_named("first").await, store.repository_named("second").await);
     let third = store.repository_named("third").await;
     for pusher in [&first, &second, &third] {
         store.commit(&first, &digest("layer"), at(0)).await;
@@ -292,13 +333,17 @@ pub async fn intermediate_objects_are_deleted_after_the_commit(store: Fixture) {
     let (_, upload) = begun(&store).await;
     let leftover = vec![Generation::random()];
     let sealed = Sealed { leftover: leftover.clone(), ..sealed(upload.generation) };
-    store.commit_upload(CommitUpload { sealed, ..commit(&upload, &digest("layer")) }).await.unwrap();
+    store
+        .commit_upload(CommitUpload { sealed, ..commit(&upload, &digest("layer")) })
+        .await
+        .unwrap();
     assert_eq!(deletions(&store).await, [DeleteGeneration::of(leftover[0])]);
 }
 
 pub async fn bytes_are_not_shared_across_registries_or_keys(store: Fixture) {
     let plain = store.repository_named("plain").await;
-    let foreign = NewRepository { account: "210987654321".parse().unwrap(), ..new_repository("foreign") };
+    let foreign =
+        NewRepository { account: "210987654321".parse().unwrap(), ..new_repository("foreign") };
     let foreign = store.create_repository(foreign, 10).await.unwrap();
     let kms = Encryption { kind: "KMS".into(), kms_key: Some("arn:aws:kms:r:1:key/k".into()) };
     let encrypted = NewRepository { encryption: kms, ..new_repository("encrypted") };
@@ -309,31 +354,41 @@ pub async fn bytes_are_not_shared_across_registries_or_keys(store: Fixture) {
 }
 
 pub async fn the_same_digest_committed_at_once_makes_one_blob(store: Fixture) {
-    let (first, second) = (store.repository_named("first").await, store.repository_named("second").await);
+    let (first, second) =
+        (store.repository_named("first").await, store.repository_named("second").await);
     let mut commits = Vec::new();
     for turn in 0..12 {
         let upload = new_upload(if turn % 2 == 0 { &first } else { &second });
         store.create_upload(upload.clone(), None).await.unwrap();
-        commits.push(tokio::spawn(commit_intact(store.handle(), commit(&upload, &digest("layer")))));
+        commits
+            .push(tokio::spawn(commit_intact(store.handle(), commit(&upload, &digest("layer")))));
     }
-    let outcomes: Vec<_> =
-        futures::future::join_all(commits).await.into_iter().map(|done| done.unwrap().unwrap()).collect();
+    let outcomes: Vec<_> = futures::future::join_all(commits)
+        .await
+        .into_iter()
+        .map(|done| done.unwrap().unwrap())
+        .collect();
     let count = |what: CommitOutcome| outcomes.iter().filter(|outcome| **outcome == what).count();
     assert_eq!((count(CommitOutcome::New), count(CommitOutcome::Shared)), (1, 1), "{outcomes:?}");
     assert_eq!(store.waiting(DeleteGeneration::KIND).await, 11, "every copy is deleted");
-    assert!(store.has_blob(&first, &digest("layer")).await && store.has_blob(&second, &digest("layer")).await);
+    assert!(
+        store.has_blob(&first, &digest("layer")).await
+            && store.has_blob(&second, &digest("layer")).await
+    );
 }
 
 pub async fn canceling_hands_the_generation_to_a_job(store: Fixture) {
     let (repository, upload) = begun(&store).await;
     let other = store.repository_named("other").await;
-    let cancel =
-        async |repository: &Repository| store.cancel_upload(repository.id, upload.id, None, at(1)).await.unwrap();
+    let cancel = async |repository: &Repository| {
+        store.cancel_upload(repository.id, upload.id, None, at(1)).await.unwrap()
+    };
     assert!(!cancel(&other).await, "it belongs to another repository");
     assert!(cancel(&repository).await);
     assert!(!cancel(&repository).await);
     assert_eq!(store.find_upload(repository.id, upload.id).await.unwrap(), None);
-    let expected = DeleteGeneration { generation: upload.generation, writer: upload.progress.writer };
+    let expected =
+        DeleteGeneration { generation: upload.generation, writer: upload.progress.writer };
     assert_eq!(deletions_due(&store, at(1)).await, [expected]);
 }
 
@@ -346,7 +401,9 @@ pub async fn the_bytes_of_a_claim_are_deleted_only_after_its_end(store: Fixture)
         let until = stored(&store, &upload).await.claimed_until.unwrap();
         let now = Timestamp::now();
         match how {
-            "cancel" => assert!(store.cancel_upload(repository.id, upload.id, None, now).await.unwrap()),
+            "cancel" => {
+                assert!(store.cancel_upload(repository.id, upload.id, None, now).await.unwrap())
+            }
             _ => {
                 store.delete_repository(repository.id, false, now).await.unwrap();
                 while !store.empty_repository(repository.id, 100, now).await.unwrap() {}
@@ -363,7 +420,10 @@ pub async fn a_holder_cancels_its_own_claim_only(store: Fixture) {
     let claimed = claim(&store, &upload, MINUTE).await.unwrap();
     deletions(&store).await;
     let now = Timestamp::now();
-    assert!(!store.cancel_upload(repository.id, upload.id, Some(1), now).await.unwrap(), "it was taken over");
+    assert!(
+        !store.cancel_upload(repository.id, upload.id, Some(1), now).await.unwrap(),
+        "it was taken over"
+    );
     assert!(store.cancel_upload(repository.id, upload.id, Some(2), now).await.unwrap());
     let due = deletions_due(&store, now).await;
     assert_eq!(due.len(), 1, "nothing of it is on its way");
@@ -405,7 +465,11 @@ pub async fn an_unannounced_session_is_canceled_when_its_claim_expires(store: Fi
         ids.push(upload.id);
         store.create_upload(upload, Some(lease)).await.unwrap();
     }
-    assert_eq!(store.cancel_stale_uploads(now, now, 10).await.unwrap(), 0, "its writer may only be slow");
+    assert_eq!(
+        store.cancel_stale_uploads(now, now, 10).await.unwrap(),
+        0,
+        "its writer may only be slow"
+    );
     let later = now + LATE_WRITE + 10.seconds();
     assert_eq!(store.cancel_stale_uploads(now, later, 10).await.unwrap(), 1);
     for (id, left) in ids.iter().zip([false, true, true]) {
@@ -427,7 +491,10 @@ pub async fn claims_by_a_clock_that_is_ahead_are_not_canceled(store: Fixture) {
         assert_eq!(reaped().await, 0);
         store.renew_upload(upload.id, 0, ahead, MINUTE).await.unwrap();
         assert_eq!(reaped().await, 0);
-        store.advance_upload(AdvanceUpload { now: ahead, ..advance(upload.id, 0, 10) }).await.unwrap();
+        store
+            .advance_upload(AdvanceUpload { now: ahead, ..advance(upload.id, 0, 10) })
+            .await
+            .unwrap();
         assert_eq!(reaped().await, 0);
         store.release_upload(upload.id, 0, true).await.unwrap();
         let read = stored(&store, &upload).await;

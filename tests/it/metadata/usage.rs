@@ -27,7 +27,10 @@ pub async fn folding_changes_no_usage(store: Fixture) {
         if number % 2 == 0 {
             while store.fold_usage(2).await.unwrap() == 2 {}
         }
-        assert_eq!(store.repository_usage(repository.id).await.unwrap(), (number + 1, (number + 1) * 100));
+        assert_eq!(
+            store.repository_usage(repository.id).await.unwrap(),
+            (number + 1, (number + 1) * 100)
+        );
     }
     store.delete_image(repository.id, &digest("image 3"), Referrers::Stay, at(1)).await.unwrap();
     for _ in 0..2 {

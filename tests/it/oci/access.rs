@@ -20,11 +20,17 @@ on_both_backends!(
 
 async fn who_shows_no_token_is_challenged(backend: Backend) {
     let repository = backend.repository().await;
-    for target in ["/v2/", "/v2/_catalog", &repository.manifest("latest"), "/v2/no/such-repository/tags/list", "/v2/X"]
-    {
+    for target in [
+        "/v2/",
+        "/v2/_catalog",
+        &repository.manifest("latest"),
+        "/v2/no/such-repository/tags/list",
+        "/v2/X",
+    ] {
         let answer = repository.anonymous(Method::GET, target).send().await;
         answer.assert_status(401);
-        let challenge = format!("Basic realm=\"{}/\",service=\"ecr.amazonaws.com\"", repository.base());
+        let challenge =
+            format!("Basic realm=\"{}/\",service=\"ecr.amazonaws.com\"", repository.base());
         assert_eq!(answer.header("Www-Authenticate"), challenge);
         assert_eq!(answer.header("Docker-Distribution-Api-Version"), "registry/2.0");
         assert_eq!(answer.header("Content-Type"), "text/plain; charset=utf-8");
@@ -35,17 +41,28 @@ async fn who_shows_no_token_is_challenged(backend: Backend) {
 async fn what_is_no_token_is_no_credential(backend: Backend) {
     let repository = backend.repository().await;
     let token = repository.authorization().strip_prefix("Basic ").unwrap().to_owned();
-    let password = String::from_utf8(BASE64.decode(&token).unwrap()).unwrap().strip_prefix("AWS:").unwrap().to_owned();
+    let password = String::from_utf8(BASE64.decode(&token).unwrap())
+        .unwrap()
+        .strip_prefix("AWS:")
+        .unwrap()
+        .to_owned();
     for authorization in [
         "Basic".to_owned(),
         "Basic !".to_owned(),
         format!("Bearer {token}"),
         format!("Basic {}", BASE64.encode("AWS:password")),
         format!("Basic {}", BASE64.encode(format!("root:{password}"))),
-        format!("Basic {}", BASE64.encode("AKIAIOSFODNN7EXAMPLE:wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")),
+        format!(
+            "Basic {}",
+            BASE64.encode("AKIAIOSFODNN7EXAMPLE:wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
+        ),
         format!("Basic {}", "A".repeat(20_000)),
     ] {
-        let answer = repository.anonymous(Method::GET, "/v2/").header("Authorization", &authorization).send().await;
+        let answer = repository
+            .anonymous(Method::GET, "/v2/")
+            .header("Authorization", &authorization)
+            .send()
+            .await;
         answer.assert_status(401);
     }
 }
@@ -62,7 +79,11 @@ async fn a_layers_download_url_opens_that_layer_alone(backend: Backend) {
     let (manifest, _) = images::pushed(&repository).await;
     let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
     let layer = manifest["layers"][0]["digest"].as_str().unwrap();
-    let asked = repository.ecr().get_download_url_for_layer().repository_name(&repository.name).layer_digest(layer);
+    let asked = repository
+        .ecr()
+        .get_download_url_for_layer()
+        .repository_name(&repository.name)
+        .layer_digest(layer);
     let url = asked.send().await.unwrap().download_url().unwrap().to_owned();
     let answer = repository.anonymous(Method::GET, &url).send().await;
     assert_eq!(answer.assert_status(200).header("Docker-Content-Digest"), layer);
@@ -74,7 +95,9 @@ async fn a_layers_download_url_opens_that_layer_alone(backend: Backend) {
 
 async fn an_unknown_endpoint_is_404(backend: Backend) {
     let repository = backend.repository().await;
-    for target in ["/v2/nothing", "/v2/a/b/c", "/v2/ab/tags", "/v2/ab/blobs/", "/v2/ab/tags/list/more"] {
+    for target in
+        ["/v2/nothing", "/v2/a/b/c", "/v2/ab/tags", "/v2/ab/blobs/", "/v2/ab/tags/list/more"]
+    {
         let status = repository.get(target).await.status.as_u16();
         assert!(matches!(status, 400 | 404), "{target} is {status}");
     }
@@ -116,7 +139,10 @@ async fn another_accounts_host_is_another_registry(backend: Backend) {
         (Method::DELETE, repository.manifest("v1"), "BatchDeleteImage"),
     ] {
         let text = call(method, &target).send().await.assert_refused(403, "DENIED");
-        assert!(text.contains(&format!("to perform: ecr:{action} on resource: {resource} ")), "{text}");
+        assert!(
+            text.contains(&format!("to perform: ecr:{action} on resource: {resource} ")),
+            "{text}"
+        );
     }
     call(Method::GET, "/v2/_catalog").send().await.assert_refused(403, "DENIED");
 }

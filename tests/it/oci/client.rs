@@ -120,7 +120,11 @@ impl Repository {
         let ecr = server.ecr();
         let tokens = ecr.get_authorization_token().send().await.unwrap();
         let token = tokens.authorization_data()[0].authorization_token().unwrap().to_owned();
-        let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build().unwrap();
+        let http = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .build()
+            .unwrap();
         let mut repository = Self { http, ecr, base: server.url(), token, name: String::new() };
         repository.name = repository.another().await;
         repository
@@ -158,7 +162,11 @@ impl Repository {
 
     /// A request without credentials; `target` is a path or a whole URL.
     pub fn anonymous(&self, method: Method, target: &str) -> Call {
-        let url = if target.starts_with('/') { format!("{}{target}", self.base) } else { target.to_owned() };
+        let url = if target.starts_with('/') {
+            format!("{}{target}", self.base)
+        } else {
+            target.to_owned()
+        };
         Call { request: self.http.request(method, url) }
     }
 
@@ -204,15 +212,24 @@ impl Repository {
 
     /// Sends a chunk; `first` is its first byte, if the request is to say it.
     pub async fn chunk(&self, location: &str, first: Option<usize>, bytes: &[u8]) -> Answer {
-        let mut call = self.call(Method::PATCH, location).header("Content-Type", "application/octet-stream");
+        let mut call =
+            self.call(Method::PATCH, location).header("Content-Type", "application/octet-stream");
         if let Some(first) = first {
-            call = call.header("Content-Range", &format!("{first}-{}", (first + bytes.len()).saturating_sub(1)));
+            call = call.header(
+                "Content-Range",
+                &format!("{first}-{}", (first + bytes.len()).saturating_sub(1)),
+            );
         }
         call.body(bytes.to_vec()).send().await
     }
 
     /// Ends an upload.
-    pub async fn finish(&self, location: &str, digest: impl std::fmt::Display, rest: &[u8]) -> Answer {
+    pub async fn finish(
+        &self,
+        location: &str,
+        digest: impl std::fmt::Display,
+        rest: &[u8],
+    ) -> Answer {
         let target = with_parameter(location, "digest", digest);
         self.call(Method::PUT, &target)
             .header("Content-Type", "application/octet-stream")
@@ -232,8 +249,10 @@ impl Repository {
     /// Puts a manifest under a tag or a digest, with its own media type.
     pub async fn put(&self, reference: impl std::fmt::Display, manifest: &[u8]) -> Answer {
         let media_type = serde_json::from_slice::<Value>(manifest).ok();
-        let media_type =
-            media_type.as_ref().and_then(|json| json["mediaType"].as_str()).unwrap_or(super::images::IMAGE);
+        let media_type = media_type
+            .as_ref()
+            .and_then(|json| json["mediaType"].as_str())
+            .unwrap_or(super::images::IMAGE);
         self.call(Method::PUT, &self.manifest(reference))
             .header("Content-Type", media_type)
             .body(manifest.to_vec())
@@ -264,5 +283,12 @@ pub fn digests(bytes: &[u8]) -> [Digest; 2] {
 /// Bytes that no other test has.
 pub fn unique(length: usize) -> Vec<u8> {
     let seed = uuid::Uuid::new_v4();
-    seed.as_bytes().iter().copied().cycle().enumerate().map(|(at, byte)| byte ^ (at / 16) as u8).take(length).collect()
+    seed.as_bytes()
+        .iter()
+        .copied()
+        .cycle()
+        .enumerate()
+        .map(|(at, byte)| byte ^ (at / 16) as u8)
+        .take(length)
+        .collect()
 }

@@ -59,14 +59,21 @@ async fn tags_are_listed_in_pages(backend: Backend) {
     let mut link = link;
     while let Some(target) = link {
         let page = repository.get(&target).await;
-        seen.extend(serde_json::from_value::<Vec<String>>(page.assert_status(200).json()["tags"].clone()).unwrap());
+        seen.extend(
+            serde_json::from_value::<Vec<String>>(page.assert_status(200).json()["tags"].clone())
+                .unwrap(),
+        );
         link = next(&page);
     }
     assert_eq!(seen, all);
     assert_eq!(tags(&repository, "?last=c").await, (vec!["d".to_owned(), "e".to_owned()], None));
     assert_eq!(tags(&repository, "?n=1&last=bb").await.0, ["c"]);
     assert_eq!(tags(&repository, "?n=5").await.1, None, "the last page has no link");
-    assert_eq!(tags(&repository, "?n=5000").await.0, all, "a page may be asked for that is longer than any");
+    assert_eq!(
+        tags(&repository, "?n=5000").await.0,
+        all,
+        "a page may be asked for that is longer than any"
+    );
     assert_eq!(tags(&repository, "?n=0").await, (vec![], None));
     for bad in ["?n=-1", "?n=x", "?n="] {
         let refused = repository.get(&format!("/v2/{}/tags/list{bad}", repository.name)).await;
@@ -83,7 +90,8 @@ async fn a_repository_without_tags_has_an_empty_list(backend: Backend) {
 }
 
 async fn referrers(repository: &Repository, subject: &Digest, query: &str) -> Answer {
-    let answer = repository.get(&format!("/v2/{}/referrers/{subject}{query}", repository.name)).await;
+    let answer =
+        repository.get(&format!("/v2/{}/referrers/{subject}{query}", repository.name)).await;
     answer.assert_status(200);
     assert_eq!(answer.header("Content-Type"), INDEX);
     let index = answer.json();
@@ -146,7 +154,8 @@ async fn referrers_are_filtered_by_artifact_type(backend: Backend) {
     ] {
         let answer = referrers(&repository, &subject, query).await;
         assert_eq!(answer.header("OCI-Filters-Applied"), "artifactType");
-        let types: Vec<Value> = entries(&answer).iter().map(|entry| entry["artifactType"].clone()).collect();
+        let types: Vec<Value> =
+            entries(&answer).iter().map(|entry| entry["artifactType"].clone()).collect();
         assert_eq!(types, [found]);
     }
     let none = referrers(&repository, &subject, "?artifactType=application/x-none").await;
@@ -168,14 +177,19 @@ async fn referrers_come_in_pages_that_clients_can_read(backend: Backend) {
     }
     pushed.sort();
     let mut found = Vec::new();
-    let mut link = Some(format!("/v2/{}/referrers/{subject}?artifactType=application/x%2Blarge", repository.name));
+    let mut link = Some(format!(
+        "/v2/{}/referrers/{subject}?artifactType=application/x%2Blarge",
+        repository.name
+    ));
     let mut pages = 0;
     while let Some(target) = link {
         let page = repository.get(&target).await;
         page.assert_status(200);
         assert!(page.body.len() <= 4 * 1024 * 1024);
         assert_eq!(page.header("OCI-Filters-Applied"), "artifactType");
-        found.extend(entries(&page).iter().map(|entry| entry["digest"].as_str().unwrap().to_owned()));
+        found.extend(
+            entries(&page).iter().map(|entry| entry["digest"].as_str().unwrap().to_owned()),
+        );
         link = next(&page);
         pages += 1;
     }
@@ -185,7 +199,8 @@ async fn referrers_come_in_pages_that_clients_can_read(backend: Backend) {
 async fn a_deleted_referrer_is_not_listed(backend: Backend) {
     let repository = backend.repository().await;
     let (_, subject) = images::pushed(&repository).await;
-    let artifact = images::bytes(&images::artifact(&repository, &subject, "application/x-sbom").await);
+    let artifact =
+        images::bytes(&images::artifact(&repository, &subject, "application/x-sbom").await);
     let digest = repository.put_ok("sbom", &artifact).await;
     assert_eq!(entries(&referrers(&repository, &subject, "").await).len(), 1);
     repository.delete(&repository.manifest(&digest)).await.assert_status(202);

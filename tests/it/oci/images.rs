@@ -34,7 +34,8 @@ pub async fn pushed(repository: &Repository) -> (Vec<u8>, Digest) {
 
 /// An index over these manifests.
 pub fn index(children: &[(&[u8], &Digest)]) -> Value {
-    let children: Vec<Value> = children.iter().map(|(bytes, digest)| descriptor(IMAGE, digest, bytes.len())).collect();
+    let children: Vec<Value> =
+        children.iter().map(|(bytes, digest)| descriptor(IMAGE, digest, bytes.len())).collect();
     json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": children})
 }
 

@@ -42,7 +42,8 @@ impl Unfinished {
         let _ = self.stream.write_all(&self.rest).await;
         let mut answer = Vec::new();
         let _ = self.stream.read_to_end(&mut answer).await;
-        let status = answer.get(9..12).and_then(|status| std::str::from_utf8(status).ok()?.parse().ok());
+        let status =
+            answer.get(9..12).and_then(|status| std::str::from_utf8(status).ok()?.parse().ok());
         status.unwrap_or_else(|| panic!("no answer but {:?}", String::from_utf8_lossy(&answer)))
     }
 }
@@ -93,16 +94,21 @@ async fn of_two_puts_to_one_session_at_two_replicas_one_wins_and_stays() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_folder_that_another_process_uses_is_refused_whatever_the_database() {
-    let on_postgres = bed::wharfage().env("WHARFAGE_DATABASE_URL", &bed::postgres().database().await);
+    let on_postgres =
+        bed::wharfage().env("WHARFAGE_DATABASE_URL", &bed::postgres().database().await);
     for launch in [bed::wharfage(), on_postgres] {
         let server = launch.start().await;
         let (status, output) = tokio::task::block_in_place(|| {
             let mut rival = server.rival();
             (rival.wait(), rival.output())
         });
-        let holder = format!("is in use by wharfage serve, process {}: stop that one", server.pid());
+        let holder =
+            format!("is in use by wharfage serve, process {}: stop that one", server.pid());
         assert!(!status.success() && output.contains(&holder), "{status}: {output}");
-        assert!(server.env(&[]).contains(server.authority()), "the files for clients stay as they are");
+        assert!(
+            server.env(&[]).contains(server.authority()),
+            "the files for clients stay as they are"
+        );
     }
 }
 
@@ -111,7 +117,14 @@ async fn a_lost_or_damaged_blob_is_unknown_until_it_is_pushed_again() {
     let server = bed::wharfage().start().await;
     let repository = Repository::create(&server).await;
     let sibling = repository.sibling().await;
-    repository.ecr().put_account_setting().name("BLOB_MOUNTING").value("ENABLED").send().await.unwrap();
+    repository
+        .ecr()
+        .put_account_setting()
+        .name("BLOB_MOUNTING")
+        .value("ENABLED")
+        .send()
+        .await
+        .unwrap();
     for damage in ["lost", "short", "empty"] {
         let bytes = unique(5_000);
         let before = files(&server);
@@ -128,10 +141,15 @@ async fn a_lost_or_damaged_blob_is_unknown_until_it_is_pushed_again() {
         repository.get(&blob).await.assert_refused(404, "BLOB_UNKNOWN");
         repository.head(&blob).await.assert_status(404);
         sibling.head(&sibling.blob(&digest)).await.assert_status(404);
-        let layers = repository.ecr().batch_check_layer_availability().repository_name(&repository.name);
+        let layers =
+            repository.ecr().batch_check_layer_availability().repository_name(&repository.name);
         let layers = layers.layer_digests(digest.as_str()).send().await.unwrap();
         assert_eq!(layers.layers()[0].layer_availability().unwrap().as_str(), "UNAVAILABLE");
-        let mount = format!("{}?mount={digest}&from={}", repository.sibling().await.uploads(), repository.name);
+        let mount = format!(
+            "{}?mount={digest}&from={}",
+            repository.sibling().await.uploads(),
+            repository.name
+        );
         repository.post(&mount).await.assert_status(202);
 
         assert_eq!(sibling.push_blob(&bytes).await, digest);
@@ -140,7 +158,8 @@ async fn a_lost_or_damaged_blob_is_unknown_until_it_is_pushed_again() {
             repository.head(&blob).await.assert_status(200);
             assert_eq!(repository.get(&blob).await.assert_status(200).body, bytes, "{damage}");
         }
-        wait_for("what was left of it is deleted", || files(&server).len() == before.len() + 1).await;
+        wait_for("what was left of it is deleted", || files(&server).len() == before.len() + 1)
+            .await;
     }
 }
 
@@ -161,7 +180,14 @@ async fn a_mount_of_what_is_lost_asks_for_the_bytes() {
     let repository = Repository::create(&server).await;
     let (target, bytes) = (repository.sibling().await, unique(5_000));
     let digest = repository.push_blob(&bytes).await;
-    repository.ecr().put_account_setting().name("BLOB_MOUNTING").value("ENABLED").send().await.unwrap();
+    repository
+        .ecr()
+        .put_account_setting()
+        .name("BLOB_MOUNTING")
+        .value("ENABLED")
+        .send()
+        .await
+        .unwrap();
     fs::remove_file(&files(&server)[0]).unwrap();
     // Nobody has read it since.
     let mount = format!("{}?mount={digest}&from={}", target.uploads(), repository.name);
@@ -227,7 +253,13 @@ async fn what_is_written_after_a_cancellation_is_deleted() {
         let put = Unfinished::begin(&repository, &location, &bytes, 1_500_000).await;
         wait_for("the bytes are being written", || !files(&server).is_empty()).await;
         if whole {
-            repository.ecr().delete_repository().repository_name(&repository.name).send().await.unwrap();
+            repository
+                .ecr()
+                .delete_repository()
+                .repository_name(&repository.name)
+                .send()
+                .await
+                .unwrap();
         } else {
             repository.delete(&location).await.assert_status(204);
         }

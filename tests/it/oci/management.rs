@@ -34,7 +34,10 @@ async fn a_deleted_manifest_takes_its_tags_along(backend: Backend) {
     repository.put_ok("two", &manifest).await;
     repository.delete(&repository.manifest(&digest)).await.assert_status(202);
     for reference in ["one", "two", digest.as_str()] {
-        repository.get(&repository.manifest(reference)).await.assert_refused(404, "MANIFEST_UNKNOWN");
+        repository
+            .get(&repository.manifest(reference))
+            .await
+            .assert_refused(404, "MANIFEST_UNKNOWN");
     }
     let tags = repository.get(&format!("/v2/{}/tags/list", repository.name)).await;
     assert_eq!(tags.json()["tags"], json!([]));
@@ -44,7 +47,10 @@ async fn a_deleted_manifest_takes_its_tags_along(backend: Backend) {
 async fn what_is_not_there_cannot_be_deleted(backend: Backend) {
     let repository = backend.repository().await;
     let digest = Digest::sha256(b"missing");
-    repository.delete(&repository.manifest("missing")).await.assert_refused(404, "MANIFEST_UNKNOWN");
+    repository
+        .delete(&repository.manifest("missing"))
+        .await
+        .assert_refused(404, "MANIFEST_UNKNOWN");
     repository.delete(&repository.manifest(&digest)).await.assert_refused(404, "MANIFEST_UNKNOWN");
     repository.delete(&repository.blob(&digest)).await.assert_refused(404, "BLOB_UNKNOWN");
 }
@@ -52,8 +58,10 @@ async fn what_is_not_there_cannot_be_deleted(backend: Backend) {
 async fn a_child_is_kept_until_its_index_goes(backend: Backend) {
     let repository = backend.repository().await;
     let (bytes, child) = images::pushed(&repository).await;
-    let index = repository.put_ok("index", &images::bytes(&images::index(&[(&bytes, &child)]))).await;
-    let text = repository.delete(&repository.manifest(&child)).await.assert_refused(405, "UNSUPPORTED");
+    let index =
+        repository.put_ok("index", &images::bytes(&images::index(&[(&bytes, &child)]))).await;
+    let text =
+        repository.delete(&repository.manifest(&child)).await.assert_refused(405, "UNSUPPORTED");
     assert_eq!(text, format!("Requested image referenced by manifest list: [{index}]"));
     repository.delete(&repository.manifest(&index)).await.assert_status(202);
     repository.get(&repository.manifest(&child)).await.assert_status(200);

@@ -38,7 +38,10 @@ async fn a_manifest_is_put_by_tag_and_its_location_pulls(backend: Backend) {
         put.assert_status(201);
         assert_eq!(put.header("Docker-Content-Digest"), Digest::sha256(&manifest).as_str());
         assert_eq!(repository.get(put.header("Location")).await.assert_status(200).body, manifest);
-        assert_eq!(repository.get(&repository.manifest(tag)).await.assert_status(200).body, manifest);
+        assert_eq!(
+            repository.get(&repository.manifest(tag)).await.assert_status(200).body,
+            manifest
+        );
     }
     for bad in ["t".repeat(129), ".hidden".to_owned(), "a%20b".to_owned()] {
         let text = repository.put(&bad, &manifest).await.assert_refused(400, "TAG_INVALID");
@@ -71,15 +74,23 @@ async fn tags_may_come_as_parameters(backend: Backend) {
     let manifest = images::bytes(&images::image(&repository).await);
     let tags: Vec<String> = (0..30).map(|n| format!("1.{n}")).collect();
     let query: Vec<String> = tags.iter().map(|tag| format!("tag={tag}")).collect();
-    let put = repository.put(format!("{}?{}", Digest::sha256(&manifest), query.join("&")), &manifest).await;
+    let put = repository
+        .put(format!("{}?{}", Digest::sha256(&manifest), query.join("&")), &manifest)
+        .await;
     put.assert_status(201);
-    let values = put.headers.get_all("OCI-Tag").iter().flat_map(|value| value.to_str().unwrap().split(", "));
+    let values =
+        put.headers.get_all("OCI-Tag").iter().flat_map(|value| value.to_str().unwrap().split(", "));
     assert_eq!(values.collect::<Vec<_>>(), tags);
     for tag in tags {
-        assert_eq!(repository.get(&repository.manifest(tag)).await.assert_status(200).body, manifest);
+        assert_eq!(
+            repository.get(&repository.manifest(tag)).await.assert_status(200).body,
+            manifest
+        );
     }
     let many: Vec<String> = (0..101).map(|n| format!("tag=x{n}")).collect();
-    let refused = repository.put(format!("{}?{}", Digest::sha256(&manifest), many.join("&")), &manifest).await;
+    let refused = repository
+        .put(format!("{}?{}", Digest::sha256(&manifest), many.join("&")), &manifest)
+        .await;
     refused.assert_status(414);
 }
 
@@ -116,7 +127,8 @@ async fn an_immutable_tag_is_refused_in_ecrs_words(backend: Backend) {
     let (first, second) = (images::image(&repository).await, images::image(&repository).await);
     let digest = repository.put_ok("v1", &images::bytes(&first)).await;
     for manifest in [&first, &second] {
-        let text = repository.put("v1", &images::bytes(manifest)).await.assert_refused(400, "TAG_INVALID");
+        let text =
+            repository.put("v1", &images::bytes(manifest)).await.assert_refused(400, "TAG_INVALID");
         assert_eq!(
             text,
             format!(
@@ -127,13 +139,17 @@ async fn an_immutable_tag_is_refused_in_ecrs_words(backend: Backend) {
     }
     let read = repository.get(&repository.manifest("v1")).await;
     assert_eq!(read.header("Docker-Content-Digest"), digest.as_str());
-    repository.get(&repository.manifest(Digest::sha256(&images::bytes(&second)))).await.assert_status(404);
+    repository
+        .get(&repository.manifest(Digest::sha256(&images::bytes(&second))))
+        .await
+        .assert_status(404);
 }
 
 async fn a_subject_need_not_exist_and_is_confirmed(backend: Backend) {
     let repository = backend.repository().await;
     let subject = Digest::sha256(&unique(10));
-    let artifact = images::bytes(&images::artifact(&repository, &subject, "application/x-sbom").await);
+    let artifact =
+        images::bytes(&images::artifact(&repository, &subject, "application/x-sbom").await);
     let put = repository.put(Digest::sha256(&artifact), &artifact).await;
     assert_eq!(put.assert_status(201).header("OCI-Subject"), subject.as_str());
     let index = json!({
@@ -152,7 +168,10 @@ async fn what_a_manifest_refers_to_has_to_be_in_the_repository(backend: Backend)
     let text = refused.assert_refused(400, "MANIFEST_BLOB_UNKNOWN");
     let config = elsewhere["config"]["digest"].as_str().unwrap();
     assert!(text.starts_with("Layers with digests '[") && text.contains(config), "{text}");
-    assert!(text.contains(&format!("required for pushing image into repository with name '{}'", repository.name)));
+    assert!(text.contains(&format!(
+        "required for pushing image into repository with name '{}'",
+        repository.name
+    )));
 
     let (bytes, digest) = images::pushed(&sibling).await;
     let index = images::bytes(&images::index(&[(&bytes, &digest)]));
@@ -164,11 +183,15 @@ async fn what_a_manifest_refers_to_has_to_be_in_the_repository(backend: Backend)
 async fn a_foreign_layer_need_not_be_there(backend: Backend) {
     let repository = backend.repository().await;
     let mut manifest = images::image(&repository).await;
-    let mut foreign =
-        descriptor("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", &Digest::sha256(&unique(20)), 20);
+    let mut foreign = descriptor(
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        &Digest::sha256(&unique(20)),
+        20,
+    );
     foreign["urls"] = json!(["https://store.example.com/blob"]);
     let pushed = repository.push_blob(&unique(30)).await;
-    let mut kept = descriptor("application/vnd.oci.image.layer.nondistributable.v1.tar", &pushed, 30);
+    let mut kept =
+        descriptor("application/vnd.oci.image.layer.nondistributable.v1.tar", &pushed, 30);
     kept["urls"] = json!(["https://store.example.com/blob"]);
     manifest["layers"].as_array_mut().unwrap().extend([foreign, kept]);
     repository.put_ok("windows", &images::bytes(&manifest)).await;
@@ -179,14 +202,17 @@ async fn a_foreign_layer_need_not_be_there(backend: Backend) {
 async fn a_layer_that_is_nowhere_is_missed(backend: Backend) {
     let repository = backend.repository().await;
     let absent = Digest::sha256(&unique(20));
-    let foreign = descriptor("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", &absent, 20);
+    let foreign =
+        descriptor("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", &absent, 20);
     let mut elsewhere = descriptor(LAYER, &absent, 20);
     elsewhere["urls"] = json!(["https://store.example.com/blob"]);
     for layer in [foreign, elsewhere] {
         let mut manifest = images::image(&repository).await;
         manifest["layers"].as_array_mut().unwrap().push(layer);
-        let text =
-            repository.put("latest", &images::bytes(&manifest)).await.assert_refused(400, "MANIFEST_BLOB_UNKNOWN");
+        let text = repository
+            .put("latest", &images::bytes(&manifest))
+            .await
+            .assert_refused(400, "MANIFEST_BLOB_UNKNOWN");
         assert!(text.contains(absent.as_str()), "{text}");
     }
 }
@@ -200,10 +226,15 @@ async fn a_size_that_is_not_the_blobs_is_refused(backend: Backend) {
     index["manifests"][0]["size"] = json!(1);
     let mut unsized_layer = images::image(&repository).await;
     unsized_layer["layers"][0].as_object_mut().unwrap().remove("size");
-    for (manifest, named) in
-        [(sized, "is 512, not 511"), (index, "not 1"), (unsized_layer, "layers[0]: size is missing")]
-    {
-        let text = repository.put("latest", &images::bytes(&manifest)).await.assert_refused(405, "UNSUPPORTED");
+    for (manifest, named) in [
+        (sized, "is 512, not 511"),
+        (index, "not 1"),
+        (unsized_layer, "layers[0]: size is missing"),
+    ] {
+        let text = repository
+            .put("latest", &images::bytes(&manifest))
+            .await
+            .assert_refused(405, "UNSUPPORTED");
         assert!(text.contains(named), "{text}");
     }
 }
@@ -214,7 +245,9 @@ async fn a_manifest_without_media_type_has_that_of_its_last_push(backend: Backen
     manifest.as_object_mut().unwrap().remove("mediaType");
     let bytes = images::bytes(&manifest);
     for media_type in [IMAGE, "application/vnd.docker.distribution.manifest.v2+json", IMAGE] {
-        let put = repository.call(Method::PUT, &repository.manifest("latest")).header("Content-Type", media_type);
+        let put = repository
+            .call(Method::PUT, &repository.manifest("latest"))
+            .header("Content-Type", media_type);
         put.body(bytes.clone()).send().await.assert_status(201);
         let pulled = repository.get(&repository.manifest("latest")).await;
         assert_eq!(pulled.assert_status(200).header("Content-Type"), media_type);
@@ -222,7 +255,9 @@ async fn a_manifest_without_media_type_has_that_of_its_last_push(backend: Backen
     }
 }
 
-async fn an_index_restores_its_archived_children_and_their_layers_are_served_again(backend: Backend) {
+async fn an_index_restores_its_archived_children_and_their_layers_are_served_again(
+    backend: Backend,
+) {
     let repository = backend.repository().await;
     let image = images::image(&repository).await;
     let bytes = images::bytes(&image);
@@ -236,7 +271,11 @@ async fn an_index_restores_its_archived_children_and_their_layers_are_served_aga
     };
     assert_eq!(statuses().await, (200, 200, 200));
     let id = ImageIdentifier::builder().image_digest(digest.as_str()).build();
-    let archive = repository.ecr().update_image_storage_class().repository_name(&repository.name).image_id(id);
+    let archive = repository
+        .ecr()
+        .update_image_storage_class()
+        .repository_name(&repository.name)
+        .image_id(id);
     archive.target_storage_class(TargetStorageClass::Archive).send().await.unwrap();
     assert_eq!(statuses().await, (404, 404, 404));
     repository.put_ok("index", &images::bytes(&images::index(&[(&bytes, &digest)]))).await;
@@ -303,7 +342,10 @@ async fn every_kind_of_manifest_is_taken(backend: Backend) {
 async fn a_manifest_that_is_none_is_refused(backend: Backend) {
     let repository = backend.repository().await;
     let text = repository.put("latest", b"no json").await.assert_refused(405, "UNSUPPORTED");
-    assert_eq!(text, "Invalid parameter at 'ImageManifest' failed to satisfy constraint: 'Invalid JSON syntax'");
+    assert_eq!(
+        text,
+        "Invalid parameter at 'ImageManifest' failed to satisfy constraint: 'Invalid JSON syntax'"
+    );
     let deep = format!(
         r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[],"x":{}{}}}"#,
         "[".repeat(9999),
@@ -314,7 +356,8 @@ async fn a_manifest_that_is_none_is_refused(backend: Backend) {
     manifest["mediaType"] = json!("application/x-unknown");
     repository.put("latest", &images::bytes(&manifest)).await.assert_refused(405, "UNSUPPORTED");
     manifest["mediaType"] = json!(IMAGE);
-    let mismatch = repository.call(Method::PUT, &repository.manifest("latest")).header("Content-Type", INDEX);
+    let mismatch =
+        repository.call(Method::PUT, &repository.manifest("latest")).header("Content-Type", INDEX);
     mismatch.body(images::bytes(&manifest)).send().await.assert_refused(405, "UNSUPPORTED");
     repository.get(&repository.manifest("latest")).await.assert_status(404);
 }
@@ -329,7 +372,8 @@ async fn the_content_types_parameters_are_ignored(backend: Backend) {
     let repository = backend.repository().await;
     let manifest = images::bytes(&images::image(&repository).await);
     let put = repository.call(Method::PUT, &repository.manifest("latest"));
-    let put = put.header("Content-Type", &format!("{IMAGE}; charset=utf-8")).body(manifest).send().await;
+    let put =
+        put.header("Content-Type", &format!("{IMAGE}; charset=utf-8")).body(manifest).send().await;
     put.assert_status(201);
     let pulled = repository.get(&repository.manifest("latest")).await;
     assert_eq!(pulled.header("Content-Type"), IMAGE);

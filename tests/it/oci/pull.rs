@@ -74,11 +74,17 @@ async fn a_repository_that_is_not_there_is_404(backend: Backend) {
     let digest = Digest::sha256(b"");
     let referrers = format!("/v2/{}/referrers/{digest}", repository.name);
     let tags = format!("/v2/{}/tags/list", repository.name);
-    for target in
-        [repository.manifest("latest"), repository.manifest(&digest), repository.blob(&digest), tags, referrers]
-    {
+    for target in [
+        repository.manifest("latest"),
+        repository.manifest(&digest),
+        repository.blob(&digest),
+        tags,
+        referrers,
+    ] {
         let text = repository.get(&target).await.assert_refused(404, "NAME_UNKNOWN");
-        assert!(text.starts_with("The repository with name 'no/such-repository' does not exist in the registry"));
+        assert!(text.starts_with(
+            "The repository with name 'no/such-repository' does not exist in the registry"
+        ));
         repository.head(&target).await.assert_status(404);
     }
     repository.post(&repository.uploads()).await.assert_refused(404, "NAME_UNKNOWN");
@@ -101,7 +107,8 @@ async fn head_has_the_headers_of_get(backend: Backend) {
     let (_, manifest) = images::pushed(&repository).await;
     let full = repository.push_blob(&unique(5000)).await;
     let empty = repository.push_blob(b"").await;
-    for target in [repository.manifest(&manifest), repository.blob(&full), repository.blob(&empty)] {
+    for target in [repository.manifest(&manifest), repository.blob(&full), repository.blob(&empty)]
+    {
         let (get, head) = (repository.get(&target).await, repository.head(&target).await);
         head.assert_status(200);
         assert!(head.body.is_empty());
@@ -139,12 +146,16 @@ async fn part_of_a_blob_is_read_by_its_range(backend: Backend) {
 
 /// The parts of a `multipart/byteranges` answer: what each says of itself, and its bytes.
 fn parts(answer: &Answer) -> Vec<(String, Vec<u8>)> {
-    let (_, boundary) = answer.header("Content-Type").split_once("multipart/byteranges; boundary=").unwrap();
+    let (_, boundary) =
+        answer.header("Content-Type").split_once("multipart/byteranges; boundary=").unwrap();
     let delimiter = format!("\r\n--{boundary}");
     let mut parts = Vec::new();
     let mut rest = answer.body.strip_prefix(delimiter.as_bytes()).unwrap();
     while let Some(part) = rest.strip_prefix(b"\r\n") {
-        let end = part.windows(delimiter.len()).position(|window| window == delimiter.as_bytes()).unwrap();
+        let end = part
+            .windows(delimiter.len())
+            .position(|window| window == delimiter.as_bytes())
+            .unwrap();
         let (part, following) = (&part[..end], &part[end + delimiter.len()..]);
         let head = part.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
         parts.push((String::from_utf8(part[..head].to_vec()).unwrap(), part[head + 4..].to_vec()));
@@ -164,7 +175,11 @@ async fn several_ranges_are_sent_as_parts(backend: Backend) {
         ("bytes=250000-, 10-200009, 3-3", vec![250_000..size, 10..200_010, 3..4]),
         ("bytes=0-9,10-19,400000-", vec![0..10, 10..20]),
     ] {
-        let answer = repository.call(Method::GET, &repository.blob(&digest)).header("Range", range).send().await;
+        let answer = repository
+            .call(Method::GET, &repository.blob(&digest))
+            .header("Range", range)
+            .send()
+            .await;
         answer.assert_status(206);
         assert_eq!(answer.header("Content-Length"), answer.body.len().to_string(), "{range}");
         assert_eq!(answer.header("Docker-Content-Digest"), digest.as_str());
@@ -173,14 +188,21 @@ async fn several_ranges_are_sent_as_parts(backend: Backend) {
             .map(|part| {
                 let (first, last) = (part.start, part.end - 1);
                 let type_ = "Content-Type: application/octet-stream";
-                (format!("{type_}\r\nContent-Range: bytes {first}-{last}/{size}"), bytes[part].to_vec())
+                (
+                    format!("{type_}\r\nContent-Range: bytes {first}-{last}/{size}"),
+                    bytes[part].to_vec(),
+                )
             })
             .collect();
         assert!(parts(&answer) == expected, "{range}");
     }
     let chunks: Vec<String> = (0..1_000).map(|n| format!("{}-{}", 200 * n, 200 * n + 9)).collect();
     let range = format!("bytes={}", chunks.join(","));
-    let answer = repository.call(Method::GET, &repository.blob(&digest)).header("Range", &range).send().await;
+    let answer = repository
+        .call(Method::GET, &repository.blob(&digest))
+        .header("Range", &range)
+        .send()
+        .await;
     let parts = parts(answer.assert_status(206));
     assert_eq!(parts.len(), 1_000);
     assert!(parts.iter().zip(0..).all(|((_, part), n)| *part == bytes[200 * n..200 * n + 10]));
@@ -190,11 +212,19 @@ async fn ranges_that_cannot_be_sent_as_parts_get_the_whole_blob(backend: Backend
     let repository = backend.repository().await;
     let bytes = unique(2048);
     let digest = repository.push_blob(&bytes).await;
-    for range in ["lines=0-1", "bytes=x", "bytes=0-1,x", "bytes=0-2047,0-2047", "bytes=0-,1-,2-,3-,4-,5-"] {
-        let answer = repository.call(Method::GET, &repository.blob(&digest)).header("Range", range).send().await;
+    for range in
+        ["lines=0-1", "bytes=x", "bytes=0-1,x", "bytes=0-2047,0-2047", "bytes=0-,1-,2-,3-,4-,5-"]
+    {
+        let answer = repository
+            .call(Method::GET, &repository.blob(&digest))
+            .header("Range", range)
+            .send()
+            .await;
         assert_eq!(answer.assert_status(200).body, bytes, "{range}");
     }
-    let nowhere = repository.call(Method::GET, &repository.blob(&digest)).header("Range", "bytes=3000-,4000-5000");
+    let nowhere = repository
+        .call(Method::GET, &repository.blob(&digest))
+        .header("Range", "bytes=3000-,4000-5000");
     assert_eq!(nowhere.send().await.assert_status(416).header("Content-Range"), "bytes */2048");
 }
 
@@ -202,7 +232,11 @@ async fn an_empty_blob_is_read_by_any_range(backend: Backend) {
     let repository = backend.repository().await;
     let digest = repository.push_blob(b"").await;
     for range in ["bytes=0-", "bytes=-1", "bytes=0-0,5-"] {
-        let answer = repository.call(Method::GET, &repository.blob(&digest)).header("Range", range).send().await;
+        let answer = repository
+            .call(Method::GET, &repository.blob(&digest))
+            .header("Range", range)
+            .send()
+            .await;
         assert_eq!(answer.assert_status(200).body, b"", "{range}");
     }
 }
@@ -211,7 +245,9 @@ async fn what_the_client_has_is_not_sent_again(backend: Backend) {
     let repository = backend.repository().await;
     let (_, manifest) = images::pushed(&repository).await;
     let blob = repository.push_blob(&unique(2048)).await;
-    for (target, digest) in [(repository.manifest(&manifest), &manifest), (repository.blob(&blob), &blob)] {
+    for (target, digest) in
+        [(repository.manifest(&manifest), &manifest), (repository.blob(&blob), &blob)]
+    {
         let read = |name: &'static str, value: String| {
             let call = repository.call(Method::GET, &target).header(name, &value);
             async move { call.send().await }
@@ -225,7 +261,8 @@ async fn what_the_client_has_is_not_sent_again(backend: Backend) {
         read("If-Match", "\"other\"".to_owned()).await.assert_status(412);
     }
     let part = |condition: String| {
-        let call = repository.call(Method::GET, &repository.blob(&blob)).header("Range", "bytes=0-9");
+        let call =
+            repository.call(Method::GET, &repository.blob(&blob)).header("Range", "bytes=0-9");
         let call = call.header("If-Range", &condition);
         async move { call.send().await }
     };

@@ -62,7 +62,8 @@ async fn a_blob_is_streamed_without_its_length(backend: Backend) {
     let bytes = unique(300_000);
     let digest = Digest::sha256(&bytes);
     let location = repository.begin().await;
-    let pieces: Vec<Result<Vec<u8>, std::io::Error>> = bytes.chunks(7000).map(|piece| Ok(piece.to_vec())).collect();
+    let pieces: Vec<Result<Vec<u8>, std::io::Error>> =
+        bytes.chunks(7000).map(|piece| Ok(piece.to_vec())).collect();
     let body = Body::wrap_stream(stream::iter(pieces));
     let patched = repository.call(Method::PATCH, &location).body(body).send().await;
     patched.assert_status(202);
@@ -102,7 +103,10 @@ async fn the_last_chunk_may_come_with_the_put(backend: Backend) {
     let last = |first: usize| {
         let target = with_parameter(&location, "digest", &digest);
         let range = format!("{first}-{}", first + 975);
-        let call = repository.call(Method::PUT, &target).header("Content-Range", &range).body(bytes[1024..].to_vec());
+        let call = repository
+            .call(Method::PUT, &target)
+            .header("Content-Range", &range)
+            .body(bytes[1024..].to_vec());
         async move { call.send().await }
     };
     last(1025).await.assert_refused(416, "BLOB_UPLOAD_INVALID");
@@ -114,7 +118,10 @@ async fn a_chunk_out_of_order_is_416_and_the_session_goes_on(backend: Backend) {
     let repository = backend.repository().await;
     let bytes = unique(2048);
     let location = repository.begin().await;
-    repository.chunk(&location, Some(1024), &bytes[1024..]).await.assert_refused(416, "BLOB_UPLOAD_INVALID");
+    repository
+        .chunk(&location, Some(1024), &bytes[1024..])
+        .await
+        .assert_refused(416, "BLOB_UPLOAD_INVALID");
     repository.chunk(&location, Some(0), &bytes[..1024]).await.assert_status(202);
     let again = repository.chunk(&location, Some(0), &bytes[..1024]).await;
     again.assert_refused(416, "BLOB_UPLOAD_INVALID");
@@ -162,7 +169,10 @@ async fn a_blob_is_pushed_by_sha512_however(backend: Backend) {
         repository.chunk(&location, Some(0), &bytes[..2000]).await.assert_status(202);
         repository.chunk(&location, Some(2000), &bytes[2000..]).await.assert_status(202);
         let finished = repository.finish(&location, digest(&bytes), b"").await;
-        assert_eq!(finished.assert_status(201).header("Docker-Content-Digest"), digest(&bytes).as_str());
+        assert_eq!(
+            finished.assert_status(201).header("Docker-Content-Digest"),
+            digest(&bytes).as_str()
+        );
         assert_pulls(&repository, &digest(&bytes), &bytes).await;
     }
 }
@@ -233,7 +243,10 @@ async fn an_upload_that_is_not_there_is_404(backend: Backend) {
     let malformed = format!("{}not-a-session", repository.uploads());
     for location in [elsewhere, unknown, malformed] {
         repository.get(&location).await.assert_refused(404, "BLOB_UPLOAD_UNKNOWN");
-        repository.chunk(&location, Some(0), b"bytes").await.assert_refused(404, "BLOB_UPLOAD_UNKNOWN");
+        repository
+            .chunk(&location, Some(0), b"bytes")
+            .await
+            .assert_refused(404, "BLOB_UPLOAD_UNKNOWN");
         let finished = repository.finish(&location, Digest::sha256(b"bytes"), b"bytes").await;
         finished.assert_refused(404, "BLOB_UPLOAD_UNKNOWN");
         repository.delete(&location).await.assert_refused(404, "BLOB_UPLOAD_UNKNOWN");
@@ -244,7 +257,8 @@ async fn a_chunk_that_is_not_what_it_says_is_refused_and_not_kept(backend: Backe
     let repository = backend.repository().await;
     let location = repository.begin().await;
     let send = |range: &'static str, body: Body| {
-        let call = repository.call(Method::PATCH, &location).header("Content-Range", range).body(body);
+        let call =
+            repository.call(Method::PATCH, &location).header("Content-Range", range).body(body);
         async move { call.send().await }
     };
     let streamed = || Body::wrap_stream(stream::iter([Ok::<_, std::io::Error>(vec![1; 10])]));
@@ -285,7 +299,8 @@ async fn a_blob_is_mounted_once_the_account_lets_blobs_be_mounted(backend: Backe
     falls_back(&digest, Some("no/such-repository")).await;
     falls_back(&digest, Some("NO NAME")).await;
     for bad in ["", "sha256:short", "no digest", "sha256%3A"] {
-        let answer = target.post(&format!("{}?mount={bad}&from={}", target.uploads(), source.name)).await;
+        let answer =
+            target.post(&format!("{}?mount={bad}&from={}", target.uploads(), source.name)).await;
         answer.assert_status(202);
         assert!(answer.header("Location").starts_with(&target.uploads()), "{bad:?}");
     }

@@ -33,7 +33,13 @@ async fn an_upload_goes_on_after_the_program_was_killed(backend: Backend) {
 }
 
 /// Sends a request's head and only part of its body, and closes the connection.
-async fn break_off(repository: &Repository, method: &str, target: &str, announced: usize, sent: &[u8]) {
+async fn break_off(
+    repository: &Repository,
+    method: &str,
+    target: &str,
+    announced: usize,
+    sent: &[u8],
+) {
     let authority = repository.base().strip_prefix("http://").unwrap();
     let mut stream = TcpStream::connect(authority).await.unwrap();
     let head = format!(
@@ -79,7 +85,14 @@ async fn nothing_of_a_broken_put_is_visible(backend: Backend) {
     let bytes = unique(50_000);
     let part = Digest::sha256(&bytes[..30_000]);
     let location = repository.begin().await;
-    break_off(&repository, "PUT", &format!("{location}?digest={part}"), bytes.len(), &bytes[..30_000]).await;
+    break_off(
+        &repository,
+        "PUT",
+        &format!("{location}?digest={part}"),
+        bytes.len(),
+        &bytes[..30_000],
+    )
+    .await;
     until_kept(&repository, &location, 30_000).await;
     let refused = repository.chunk(&location, Some(50_000), b"too far").await;
     assert_eq!(refused.assert_status(416).header("Range"), "0-29999");
@@ -93,9 +106,10 @@ async fn a_body_that_is_announced_too_long_is_refused_before_it_comes(backend: B
     let repository = backend.repository().await;
     let authority = repository.base().strip_prefix("http://").unwrap();
     let location = repository.begin().await;
-    for (method, target, length) in
-        [("PATCH", location, 52_000_u64 * 1024 * 1024 + 1), ("PUT", repository.manifest("latest"), 4_194_305)]
-    {
+    for (method, target, length) in [
+        ("PATCH", location, 52_000_u64 * 1024 * 1024 + 1),
+        ("PUT", repository.manifest("latest"), 4_194_305),
+    ] {
         let mut stream = TcpStream::connect(authority).await.unwrap();
         let head = format!(
             "{method} {target} HTTP/1.1\r\nHost: {authority}\r\nAuthorization: {}\r\nContent-Length: {length}\r\nExpect: 100-continue\r\n\r\n",

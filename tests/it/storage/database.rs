@@ -68,15 +68,19 @@ async fn readiness_waits_for_no_other_statement() {
     let watched = Watched::start(launch.env("WHARFAGE_DATABASE_URL", &url)).await;
     let repository = Repository::create(&watched.server).await;
     let mut other = sqlx::PgConnection::connect(&url).await.unwrap();
-    sqlx::raw_sql("BEGIN; LOCK TABLE repository IN ACCESS EXCLUSIVE MODE").execute(&mut other).await.unwrap();
+    sqlx::raw_sql("BEGIN; LOCK TABLE repository IN ACCESS EXCLUSIVE MODE")
+        .execute(&mut other)
+        .await
+        .unwrap();
     // More than the pool's connections, each of which waits for the lock.
     let calls = (0..40).map(|_| {
         let repository = repository.clone();
-        tokio::spawn(async move { refused(&repository, Method::GET, &repository.manifest("any"), Vec::new()).await })
+        tokio::spawn(async move {
+            refused(&repository, Method::GET, &repository.manifest("any"), Vec::new()).await
+        })
     });
     let calls: Vec<_> = calls.collect();
-    let waiting =
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     // A transaction sees the activity as of its first query.
     let mut watcher = sqlx::PgConnection::connect(&url).await.unwrap();
     while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut watcher).await.unwrap() < 16 {
@@ -135,7 +139,8 @@ impl LostAnswers {
         let due = "UPDATE job SET run_at = 0 WHERE kind = 'delete-generation'";
         sqlx::raw_sql(due).execute(&mut self.database).await.unwrap();
         let waiting = "SELECT count(*) FROM job WHERE kind = 'delete-generation'";
-        while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut self.database).await.unwrap() > 0 {
+        while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut self.database).await.unwrap() > 0
+        {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -158,7 +163,11 @@ async fn a_blob_whose_commit_answer_was_lost_is_not_deleted() {
             let push = with_parameter(&repository.uploads(), "digest", Digest::sha256(&bytes));
             unheard.lose_answer_to_next_push();
             assert_eq!(refused(&repository, Method::POST, &push, bytes.clone()).await, 503);
-            assert_eq!(unheard.deletions_of_blobs().await, 1, "the request takes its bytes for left over");
+            assert_eq!(
+                unheard.deletions_of_blobs().await,
+                1,
+                "the request takes its bytes for left over"
+            );
             let other = repository.sibling().await;
             for repository in [&repository, &other] {
                 repository.push_blob(&bytes).await;
@@ -180,7 +189,10 @@ async fn a_session_whose_commit_answer_was_lost_is_gone() {
         let location = repository.begin().await;
         unheard.lose_answer_to_next_push();
         repository.finish(&location, &digest, &bytes).await.assert_refused(503, "UNAVAILABLE");
-        repository.finish(&location, &digest, &bytes).await.assert_refused(404, "BLOB_UPLOAD_UNKNOWN");
+        repository
+            .finish(&location, &digest, &bytes)
+            .await
+            .assert_refused(404, "BLOB_UPLOAD_UNKNOWN");
         assert_whole(&repository, &bytes).await;
         repository.push_blob(&bytes).await;
         unheard.delete().await;

@@ -47,8 +47,12 @@ async fn a_full_disk_refuses_pushes_and_is_freed_by_deletions() {
     let (_, other) = images::pushed(&repository).await;
     let another = images::bytes(&images::image(&repository).await);
     let held = repository.begin().await;
-    let held =
-        repository.chunk(&held, Some(0), &unique(4 * MIB)).await.assert_status(202).header("Location").to_owned();
+    let held = repository
+        .chunk(&held, Some(0), &unique(4 * MIB))
+        .await
+        .assert_status(202)
+        .header("Location")
+        .to_owned();
     let open = repository.begin().await;
     assert_eq!(watched.get("/readyz").await, (200, "ok\n".to_owned()));
     assert_eq!(watched.sample("wharfage_store_full{store=\"blobs\"}").await, 0.0);
@@ -69,14 +73,29 @@ async fn a_full_disk_refuses_pushes_and_is_freed_by_deletions() {
         assert_full(&push_whole(&repository).await);
         assert_full(&repository.chunk(&open, Some(0), &unique(100)).await);
         assert_full(&repository.put("another", &another).await);
-        let begun =
-            repository.ecr().initiate_layer_upload().repository_name(&repository.name).send().await.unwrap_err();
+        let begun = repository
+            .ecr()
+            .initiate_layer_upload()
+            .repository_name(&repository.name)
+            .send()
+            .await
+            .unwrap_err();
         assert_eq!(begun.raw_response().unwrap().status().as_u16(), 507);
-        assert!(begun.code() == Some("ServerException") && begun.message().unwrap().contains("disk is full"));
-        assert_eq!(repository.get(&repository.manifest("a")).await.assert_status(200).body, manifest);
+        assert!(
+            begun.code() == Some("ServerException")
+                && begun.message().unwrap().contains("disk is full")
+        );
+        assert_eq!(
+            repository.get(&repository.manifest("a")).await.assert_status(200).body,
+            manifest
+        );
         if restarted {
             let gone = ImageIdentifier::builder().image_digest(other.as_str()).build();
-            let deletion = repository.ecr().batch_delete_image().repository_name(&repository.name).image_ids(gone);
+            let deletion = repository
+                .ecr()
+                .batch_delete_image()
+                .repository_name(&repository.name)
+                .image_ids(gone);
             assert_eq!(deletion.send().await.unwrap().failures(), []);
         } else {
             repository.delete(&repository.manifest("b")).await.assert_status(202);
@@ -124,12 +143,16 @@ async fn a_push_that_does_not_fit_is_refused_before_it_fills_the_disk() {
     assert!(free > (5 * MIB) as f64, "{free}");
 
     // Without a stated length, it is refused before the reserve is used.
-    let pieces: Vec<_> = bytes.chunks(256 * KIB).map(|piece| Ok::<_, std::io::Error>(piece.to_vec())).collect();
+    let pieces: Vec<_> =
+        bytes.chunks(256 * KIB).map(|piece| Ok::<_, std::io::Error>(piece.to_vec())).collect();
     let body = Body::wrap_stream(stream::iter(pieces));
     assert_full(&repository.call(Method::PATCH, &location).body(body).send().await);
     let free = watched.sample("wharfage_disk_free_bytes{}").await;
     assert!(free > 0.0, "the reserve is there still");
-    assert_eq!(repository.get(&repository.manifest(&digest)).await.assert_status(200).body, manifest);
+    assert_eq!(
+        repository.get(&repository.manifest(&digest)).await.assert_status(200).body,
+        manifest
+    );
     repository.delete(&location).await.assert_status(204);
     while push_whole(&repository).await.status == 507 {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -146,7 +169,10 @@ async fn a_start_on_a_full_disk_serves_existing_images() {
         assert!(status.success(), "{output}");
         watched.server.disk().fill();
         watched.start_again().await;
-        assert_eq!(repository.get(&repository.manifest(&digest)).await.assert_status(200).body, manifest);
+        assert_eq!(
+            repository.get(&repository.manifest(&digest)).await.assert_status(200).body,
+            manifest
+        );
         assert_full(&push_whole(&repository).await);
         let (status, text) = watched.get("/readyz").await;
         assert!(status == 200 && text.contains("disk is full"), "{emptied} {status} {text}");

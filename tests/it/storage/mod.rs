@@ -63,7 +63,9 @@ impl Watched {
 /// Expects a response with a temporary error, and returns its status.
 async fn refused(repository: &Repository, method: Method, target: &str, body: Vec<u8>) -> u16 {
     let call = repository.call(method.clone(), target).body(body).send();
-    let answer = tokio::time::timeout(TIMEOUT, call).await.unwrap_or_else(|_| panic!("{method} {target} hangs"));
+    let answer = tokio::time::timeout(TIMEOUT, call)
+        .await
+        .unwrap_or_else(|_| panic!("{method} {target} hangs"));
     if answer.status == 503 {
         assert!(answer.headers.contains_key("retry-after"), "{answer:?}");
         answer.assert_refused(503, "UNAVAILABLE");

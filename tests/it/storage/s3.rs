@@ -64,7 +64,11 @@ async fn every_s3_fault_is_reported_as_temporary_and_passes() {
         let behind = Behind::start().await;
         behind.proxy.set(fault).await;
         assert_eq!(behind.watched.get("/readyz").await.0, 503, "{fault:?}");
-        assert_eq!(behind.watched.sample("wharfage_store_up{store=\"blobs\"}").await, 0.0, "{fault:?}");
+        assert_eq!(
+            behind.watched.sample("wharfage_store_up{store=\"blobs\"}").await,
+            0.0,
+            "{fault:?}"
+        );
         assert_eq!(behind.pull_and_push().await, (503, 503), "{fault:?}");
         behind.watched.server.wait_for(|line| line.contains(log).then_some(()));
         behind.works_again().await;
@@ -138,8 +142,12 @@ async fn an_upload_that_the_bucket_aborted_is_unknown() {
     let ecr = repository.ecr();
     let begun = ecr.initiate_layer_upload().repository_name(&repository.name).send().await.unwrap();
     let part = |first: usize, bytes: &[u8]| {
-        let call = ecr.upload_layer_part().repository_name(&repository.name).upload_id(begun.upload_id().unwrap());
-        let call = call.part_first_byte(first as i64).part_last_byte((first + bytes.len() - 1) as i64);
+        let call = ecr
+            .upload_layer_part()
+            .repository_name(&repository.name)
+            .upload_id(begun.upload_id().unwrap());
+        let call =
+            call.part_first_byte(first as i64).part_last_byte((first + bytes.len() - 1) as i64);
         call.layer_part_blob(aws_sdk_ecr::primitives::Blob::new(bytes)).send()
     };
     part(0, first).await.unwrap();

@@ -20,7 +20,8 @@ async fn tagged(ecr: &Client, name: &str, value: &str) {
 #[tokio::test]
 async fn no_edit_is_lost_beside_a_short_interval() {
     let folder = Folder::new();
-    let says = |edit: usize| repository("api", &format!("interval: 1s, tags: {{edit: \"{edit}\"}}"));
+    let says =
+        |edit: usize| repository("api", &format!("interval: 1s, tags: {{edit: \"{edit}\"}}"));
     folder.write("api.yaml", &says(0));
     let program = up(folder.path()).await;
     let ecr = program.ecr();
@@ -42,7 +43,11 @@ async fn a_mounted_config_map_and_a_link_are_followed() {
     let version = |name: &str, edit: &str| {
         std::fs::create_dir_all(at(name)).unwrap();
         std::fs::write(at(name).join("registry.yaml"), REGISTRY).unwrap();
-        std::fs::write(at(name).join("api.yaml"), repository("api", &format!("tags: {{edit: {edit}}}"))).unwrap();
+        std::fs::write(
+            at(name).join("api.yaml"),
+            repository("api", &format!("tags: {{edit: {edit}}}")),
+        )
+        .unwrap();
     };
     // As kubelet mounts one: names lead through ..data, which is swapped.
     let point = |link: &str, to: &str| {

@@ -7,8 +7,15 @@ use super::*;
 /// Makes a repository that somebody else owns, to be deleted with its images after its manifest.
 async fn owned(ecr: &Client, cluster: &str, name: &str) {
     let tags = [("cluster", cluster), ("namespace", "team"), ("name", name), ("manages", "i:")];
-    let tags = tags.map(|(key, value)| Tag::builder().key(format!("wharfage.dev/{key}")).value(value).build().unwrap());
-    ecr.create_repository().repository_name(format!("team/{name}")).set_tags(Some(tags.to_vec())).send().await.unwrap();
+    let tags = tags.map(|(key, value)| {
+        Tag::builder().key(format!("wharfage.dev/{key}")).value(value).build().unwrap()
+    });
+    ecr.create_repository()
+        .repository_name(format!("team/{name}"))
+        .set_tags(Some(tags.to_vec()))
+        .send()
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -18,7 +25,8 @@ async fn folders_that_share_a_registry_leave_each_other_alone() {
     other.write("other.yaml", &repository("other", "deletionPolicy: Delete, emptyOnDelete: true"));
     for owner in [&[][..], &["--cluster", "prod"]] {
         let program = wharfage().up(one.path()).arg("--once");
-        let program = owner.iter().fold(program, |program, argument| program.arg(argument)).start().await;
+        let program =
+            owner.iter().fold(program, |program, argument| program.arg(argument)).start().await;
         applied(&program);
         // An operator of the same name, and a folder of the data folder's own identity.
         owned(&program.ecr(), "prod", "operators").await;
@@ -38,7 +46,10 @@ async fn folders_that_share_a_registry_leave_each_other_alone() {
         assert!(code == 0 && text.contains("1 to delete."), "{text}");
         assert!(found(&program.ecr(), "team/one").await.is_some());
         assert!(found(&program.ecr(), "team/operators").await.is_some());
-        other.write("other.yaml", &repository("other", "deletionPolicy: Delete, emptyOnDelete: true"));
+        other.write(
+            "other.yaml",
+            &repository("other", "deletionPolicy: Delete, emptyOnDelete: true"),
+        );
     }
 }
 
@@ -53,7 +64,8 @@ async fn what_an_earlier_version_made_is_taken_over_only_when_asked() {
     folder.write("api.yaml", &repository("api", ""));
     let (code, text) = run_on("plan", folder.path(), program.data(), &[]);
     assert!(code == 1 && text.contains("or adopt it with --adopt-from local"), "{text}");
-    let (code, text) = run_on("apply", folder.path(), program.data(), &["--yes", "--adopt-from", "local"]);
+    let (code, text) =
+        run_on("apply", folder.path(), program.data(), &["--yes", "--adopt-from", "local"]);
     assert!(code == 0 && text.contains("adopted    Repository team/api"), "{text}");
     assert_eq!(run_on("plan", folder.path(), program.data(), &[]).0, 0);
     assert!(tags(&ecr, "team/orphan").await.contains(&"wharfage.dev/cluster=local".to_owned()));

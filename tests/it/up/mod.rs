@@ -99,7 +99,13 @@ async fn push(ecr: &Client, repository: &str, tag: &str) {
     let manifest = format!(
         r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[],"annotations":{{"tag":"{tag}"}}}}"#
     );
-    ecr.put_image().repository_name(repository).image_tag(tag).image_manifest(manifest).send().await.unwrap();
+    ecr.put_image()
+        .repository_name(repository)
+        .image_tag(tag)
+        .image_manifest(manifest)
+        .send()
+        .await
+        .unwrap();
 }
 
 /// Returns how many images a repository has.
@@ -139,10 +145,12 @@ async fn the_quickstart_comes_up_shaped_and_a_second_start_goes_on_where_the_fir
     assert_eq!(api.repository_uri().unwrap(), format!("{}/shop/api", program.authority()));
     let policy = ecr.get_lifecycle_policy().repository_name("ci/build-cache").send().await.unwrap();
     assert!(policy.lifecycle_policy_text().unwrap().contains("sinceImagePushed"));
-    let preview = ecr.get_lifecycle_policy_preview().repository_name("shop/web").send().await.unwrap();
+    let preview =
+        ecr.get_lifecycle_policy_preview().repository_name("shop/web").send().await.unwrap();
     assert!(preview.lifecycle_policy_text().unwrap().contains("dev-*"));
     let output = program.output();
-    for line in ["+ create  Repository quickstart/hello", "created    Repository quickstart/hello"] {
+    for line in ["+ create  Repository quickstart/hello", "created    Repository quickstart/hello"]
+    {
         assert!(output.contains(line), "{line} in {output}");
     }
     assert_eq!(run_on("plan", &quickstart(), program.data(), &[]).0, 0);
@@ -181,7 +189,8 @@ async fn plan_tells_by_its_exit_code_whether_something_would_change() {
     assert!(text.contains("Registry \"away\" does not exist"), "{text}");
     folder.write("stray.yaml", "kind: Repository");
     assert_eq!(run_on("plan", folder.path(), program.data(), &[]).0, 1);
-    let (code, text) = run_on("plan", &folder.path().join("registry.yaml"), &folder.path().join("nowhere"), &[]);
+    let (code, text) =
+        run_on("plan", &folder.path().join("registry.yaml"), &folder.path().join("nowhere"), &[]);
     assert_eq!(code, 1);
     assert!(text.contains("was not started from"), "{text}");
 }
@@ -202,18 +211,28 @@ async fn a_resource_that_fails_stops_none_of_the_others_and_the_exit_code_tells(
     assert!(text.contains("encryptionType KMS needs a key service"), "{text}");
     folder.write(
         "registry.yaml",
-        &REGISTRY.replace("managed: {}", &format!("region: local-1, endpoint: {{url: '{}'}}", program.url())),
+        &REGISTRY.replace(
+            "managed: {}",
+            &format!("region: local-1, endpoint: {{url: '{}'}}", program.url()),
+        ),
     );
     let (id, secret) = program.root_key();
     let mut command = Command::new(env!("CARGO_BIN_EXE_wharfage"));
     command.env_clear().env("AWS_ACCESS_KEY_ID", id).env("AWS_SECRET_ACCESS_KEY", secret);
-    let output = command.args(["apply", "--output", "json", "-f"]).arg(folder.path()).arg("--data").arg(program.data());
+    let output = command
+        .args(["apply", "--output", "json", "-f"])
+        .arg(folder.path())
+        .arg("--data")
+        .arg(program.data());
     let output = output.output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1), "{text}");
     let json: Value = serde_json::from_str(&text).unwrap();
     let outcomes = json["registries"][0]["outcomes"].as_array().unwrap();
-    let results: Vec<_> = outcomes.iter().map(|it| (&it["object"]["kind"], &it["repository"], &it["result"])).collect();
+    let results: Vec<_> = outcomes
+        .iter()
+        .map(|it| (&it["object"]["kind"], &it["repository"], &it["result"]))
+        .collect();
     let expected = [
         ("Repository", "team/locked", "failed"),
         ("Repository", "team/open", "done"),
@@ -221,7 +240,10 @@ async fn a_resource_that_fails_stops_none_of_the_others_and_the_exit_code_tells(
         ("LifecyclePolicy", "team/open", "done"),
     ]
     .map(|(kind, name, result)| (Value::from(kind), Value::from(name), Value::from(result)));
-    assert_eq!(results, expected.iter().map(|(kind, name, result)| (kind, name, result)).collect::<Vec<_>>());
+    assert_eq!(
+        results,
+        expected.iter().map(|(kind, name, result)| (kind, name, result)).collect::<Vec<_>>()
+    );
     assert_eq!(outcomes[0]["name"], "KmsException");
     assert!(found(&program.ecr(), "team/open").await.is_some());
 }
@@ -239,7 +261,10 @@ async fn an_edit_changes_the_registry_and_a_wrong_one_changes_nothing() {
     };
     until(&ecr, "team/api", "immutable", immutable).await;
 
-    folder.write("api.yaml", &(repository("api", "imageTagMutability: SOMETIMES") + &repository("new", "")));
+    folder.write(
+        "api.yaml",
+        &(repository("api", "imageTagMutability: SOMETIMES") + &repository("new", "")),
+    );
     program.wait_for(|line| line.contains("\"SOMETIMES\" is none of").then_some(()));
     program.wait_for(|line| line.contains("Nothing was changed").then_some(()));
     assert!(immutable(found(&ecr, "team/api").await.as_ref()));
@@ -248,7 +273,10 @@ async fn an_edit_changes_the_registry_and_a_wrong_one_changes_nothing() {
     folder.write("api.yaml", &repository("api", "").replace("team/api", "team/other"));
     program.wait_for(|line| line.contains("repositoryName is immutable").then_some(()));
 
-    folder.write("api.yaml", &(repository("api", "imageTagMutability: IMMUTABLE") + &repository("new", "")));
+    folder.write(
+        "api.yaml",
+        &(repository("api", "imageTagMutability: IMMUTABLE") + &repository("new", "")),
+    );
     until(&ecr, "team/new", "there", |it| it.is_some()).await;
     assert!(found(&ecr, "team/other").await.is_none());
 }
@@ -259,8 +287,12 @@ async fn pruning_does_what_the_manifests_had_said() {
     folder.write("stays.yaml", &repository("stays", ""));
     folder.write("kept.yaml", &repository("kept", ""));
     folder.write("gone.yaml", &repository("gone", "deletionPolicy: Delete"));
-    folder.write("protected.yaml", &repository("protected", "deletionPolicy: Delete, deletionProtection: true"));
-    let program = wharfage().up(folder.path()).arg("--prune").arg("--prune-after").arg("1s").start().await;
+    folder.write(
+        "protected.yaml",
+        &repository("protected", "deletionPolicy: Delete, deletionProtection: true"),
+    );
+    let program =
+        wharfage().up(folder.path()).arg("--prune").arg("--prune-after").arg("1s").start().await;
     applied(&program);
     let ecr = program.ecr();
     ecr.create_repository().repository_name("somebodys").send().await.unwrap();
@@ -272,7 +304,9 @@ async fn pruning_does_what_the_manifests_had_said() {
     until(&ecr, "team/gone", "deleted", |it| it.is_none()).await;
     program.wait_for(|line| line.starts_with("retained   Repository team/protected").then_some(()));
     assert_eq!(tags(&ecr, "team/kept").await, Vec::<String>::new());
-    assert!(found(&ecr, "team/protected").await.is_some() && found(&ecr, "somebodys").await.is_some());
+    assert!(
+        found(&ecr, "team/protected").await.is_some() && found(&ecr, "somebodys").await.is_some()
+    );
 
     folder.write("kept.yaml", &repository("kept", ""));
     program.wait_for(|line| line.starts_with("adopted    Repository team/kept").then_some(()));
@@ -292,29 +326,35 @@ async fn a_policy_in_preview_tells_which_images_would_go_and_lets_them_be() {
                   {tagStatus: any, countType: imageCountMoreThan, countNumber: 1}, action: {type: expire}}], interval: 1s}\n";
     folder.write("keep.yaml", policy);
     program.wait_for(|line| {
-        line.starts_with("previewed  LifecyclePolicy team/keep (team/api): 1 image would expire").then_some(())
+        line.starts_with("previewed  LifecyclePolicy team/keep (team/api): 1 image would expire")
+            .then_some(())
     });
-    program.wait_for(|line| (line.contains("EXPIRE sha256:") && line.ends_with("(old) by rule 1")).then_some(()));
+    program.wait_for(|line| {
+        (line.contains("EXPIRE sha256:") && line.ends_with("(old) by rule 1")).then_some(())
+    });
     let images = ecr.list_images().repository_name("team/api").send().await.unwrap();
     assert_eq!(images.image_ids().len(), 2);
 
     // The policy says the same, and the images are others.
     push(&ecr, "team/api", "newest").await;
     program.wait_for(|line| {
-        line.starts_with("previewed  LifecyclePolicy team/keep (team/api): 2 images would expire").then_some(())
+        line.starts_with("previewed  LifecyclePolicy team/keep (team/api): 2 images would expire")
+            .then_some(())
     });
 
     folder.write("keep.yaml", &policy.replace("Preview", "Enforce"));
     program.wait_for(|line| line.starts_with("created    LifecyclePolicy team/keep").then_some(()));
     let deadline = Instant::now() + STARTUP;
-    while ecr.list_images().repository_name("team/api").send().await.unwrap().image_ids().len() > 1 {
+    while ecr.list_images().repository_name("team/api").send().await.unwrap().image_ids().len() > 1
+    {
         assert!(Instant::now() < deadline, "the registry never carried the policy out");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 
     folder.write("keep.yaml", policy);
-    program
-        .wait_for(|line| line.contains("lifecyclePolicy: 1 expire any imageCountMoreThan 1 -> (none)").then_some(()));
+    program.wait_for(|line| {
+        line.contains("lifecyclePolicy: 1 expire any imageCountMoreThan 1 -> (none)").then_some(())
+    });
 }
 
 #[tokio::test]
@@ -338,7 +378,9 @@ async fn what_another_cluster_owns_is_not_touched() {
     let (code, text) = run_on("apply", folder.path(), program.data(), &["--cluster", "other"]);
     assert_eq!(code, 1, "{text}");
     assert!(
-        text.contains("OwnedByAnother: team/api in home is managed by Repository team/api of file mode "),
+        text.contains(
+            "OwnedByAnother: team/api in home is managed by Repository team/api of file mode "
+        ),
         "{text}"
     );
     folder.remove("api.yaml");
@@ -351,7 +393,10 @@ async fn what_another_cluster_owns_is_not_touched() {
 async fn a_registrys_own_settings_follow_its_manifest_and_stay_when_it_says_no_more() {
     let folder = Folder::new();
     let says = |more: &str| {
-        folder.write("registry.yaml", &REGISTRY.replace("{managed: {}}", &format!("{{managed: {{}}{more}}}")))
+        folder.write(
+            "registry.yaml",
+            &REGISTRY.replace("{managed: {}}", &format!("{{managed: {{}}{more}}}")),
+        )
     };
     says(
         ", policy: {Statement: [{Effect: Allow, Principal: '*', Action: 'ecr:ReplicateImage', Resource: '*'}]}, \
@@ -364,7 +409,11 @@ async fn a_registrys_own_settings_follow_its_manifest_and_stay_when_it_says_no_m
     let scanning = async || {
         let answer = ecr.get_registry_scanning_configuration().send().await.unwrap();
         let rules = answer.scanning_configuration.unwrap().rules.unwrap();
-        rules.into_iter().flat_map(|rule| rule.repository_filters).map(|it| it.filter).collect::<Vec<_>>()
+        rules
+            .into_iter()
+            .flat_map(|rule| rule.repository_filters)
+            .map(|it| it.filter)
+            .collect::<Vec<_>>()
     };
     assert!(policy().await.unwrap().contains("ecr:ReplicateImage"));
     assert_eq!(scanning().await, ["team"]);
@@ -374,7 +423,10 @@ async fn a_registrys_own_settings_follow_its_manifest_and_stay_when_it_says_no_m
     // A change by another party is found and corrected.
     ecr.put_registry_scanning_configuration().send().await.unwrap();
     let (code, text) = plan();
-    assert!(code == 2 && text.contains("scanningConfiguration: BASIC -> BASIC; SCAN_ON_PUSH team"), "{code}: {text}");
+    assert!(
+        code == 2 && text.contains("scanningConfiguration: BASIC -> BASIC; SCAN_ON_PUSH team"),
+        "{code}: {text}"
+    );
     assert_eq!(run_on("apply", folder.path(), program.data(), &[]).0, 0);
     assert_eq!(scanning().await, ["team"]);
 
@@ -426,7 +478,8 @@ async fn two_registries_run_in_one_process_each_with_what_is_its() {
     assert_eq!((code, text.contains("declares no Registry \"eu\"")), (1, true), "{text}");
 
     folder.remove("us.yaml");
-    program.wait_for(|line| line.contains("Registry us is gone, but is served until").then_some(()));
+    program
+        .wait_for(|line| line.contains("Registry us is gone, but is served until").then_some(()));
     let (status, _) = program.stop("TERM").await;
     assert_eq!(status.code(), Some(0));
 }
@@ -447,8 +500,10 @@ fn what_up_cannot_start_it_says_and_ends() {
     assert!(code == 1 && text.contains("is not a loopback address"), "{text}");
     folder.write(
         "registry.yaml",
-        &REGISTRY
-            .replace("managed: {}", "managed: {database: {postgres: {connectionSecretRef: {name: pg, namespace: w}}}}"),
+        &REGISTRY.replace(
+            "managed: {}",
+            "managed: {database: {postgres: {connectionSecretRef: {name: pg, namespace: w}}}}",
+        ),
     );
     let (code, text) = up("127.0.0.1:0");
     assert!(code == 1 && text.contains("set WHARFAGE_DATABASE_URL"), "{text}");

@@ -14,7 +14,9 @@ async fn a_manifest_that_is_away_for_a_while_loses_no_image() {
     folder.write("api.yaml", &repository("api", ""));
     // Without pruning, and with a grace that outlives the test.
     for arguments in [&[][..], &["--prune", "--prune-after", "1h"]] {
-        let launch = arguments.iter().fold(wharfage().up(folder.path()), |launch, argument| launch.arg(argument));
+        let launch = arguments
+            .iter()
+            .fold(wharfage().up(folder.path()), |launch, argument| launch.arg(argument));
         let program = launch.start().await;
         applied(&program);
         let ecr = program.ecr();
@@ -47,7 +49,8 @@ async fn an_emptied_or_missing_folder_prunes_nothing() {
     std::fs::create_dir(&folder).unwrap();
     std::fs::write(folder.join("registry.yaml"), REGISTRY).unwrap();
     std::fs::write(folder.join("cache.yaml"), repository("cache", WITH_IMAGES)).unwrap();
-    let program = wharfage().up(&folder).arg("--prune").arg("--prune-after").arg("1s").start().await;
+    let program =
+        wharfage().up(&folder).arg("--prune").arg("--prune-after").arg("1s").start().await;
     applied(&program);
     let ecr = program.ecr();
     push(&ecr, "team/cache", "v1").await;
@@ -59,7 +62,9 @@ async fn an_emptied_or_missing_folder_prunes_nothing() {
     program.wait_for(|line| line.contains("declares no Registry").then_some(()));
     // And one with a Registry that has nothing: never pruned, so it says how to get that.
     std::fs::write(folder.join("registry.yaml"), REGISTRY).unwrap();
-    program.wait_for(|line| line.starts_with("undeclared Repository team/cache: it stays as it is.").then_some(()));
+    program.wait_for(|line| {
+        line.starts_with("undeclared Repository team/cache: it stays as it is.").then_some(())
+    });
     assert_eq!(images(&ecr, "team/cache").await, 1);
 
     // Others are declared, the files rest: now it was meant.
@@ -80,12 +85,18 @@ async fn apply_deletes_nothing_without_a_yes_and_then_changes_nothing_at_all() {
     for output in ["text", "json"] {
         let (code, text) = run_on("apply", folder.path(), program.data(), &["--output", output]);
         assert_eq!(code, 1, "{text}");
-        assert!(text.contains("deletes Repository team/gone: pass --yes to delete without a prompt"), "{text}");
+        assert!(
+            text.contains("deletes Repository team/gone: pass --yes to delete without a prompt"),
+            "{text}"
+        );
     }
     assert!(found(&ecr, "team/gone").await.is_some() && found(&ecr, "team/new").await.is_none());
 
     let (shown, agreed) = at_a_terminal(folder.path(), &program, "n\n");
-    assert!(shown.contains("This deletes Repository team/gone. Go on? [y/N]") && !agreed, "{shown}");
+    assert!(
+        shown.contains("This deletes Repository team/gone. Go on? [y/N]") && !agreed,
+        "{shown}"
+    );
     assert!(found(&ecr, "team/gone").await.is_some() && found(&ecr, "team/new").await.is_none());
 
     let (shown, agreed) = at_a_terminal(folder.path(), &program, "y\n");
@@ -104,7 +115,9 @@ async fn a_refusal_to_delete_in_one_registry_changes_no_other() {
     let folder = Folder::new();
     folder.write(
         "a.yaml",
-        &REGISTRY.replace("name: home", "name: another").replace("{managed: {}}", "{managed: {}, region: other-1}"),
+        &REGISTRY
+            .replace("name: home", "name: another")
+            .replace("{managed: {}}", "{managed: {}, region: other-1}"),
     );
     folder.write("gone.yaml", &repository("gone", "deletionPolicy: Delete"));
     let program = wharfage().up(folder.path()).arg("--once").on_any_ports().start().await;
@@ -124,7 +137,8 @@ fn at_a_terminal(folder: &Path, program: &Wharfage, answer: &str) -> (String, bo
     let command = format!("{wharfage} apply -f {} --data {data}", folder.display());
     let mut script = Command::new("script");
     script.args(["--quiet", "--return", "--command", &command, "/dev/null"]);
-    let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script, of util-linux");
+    let mut child =
+        script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script, of util-linux");
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(answer.as_bytes()).unwrap();
     // The terminal stays: its end would be a hang-up.

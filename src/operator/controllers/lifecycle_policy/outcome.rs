@@ -36,7 +36,12 @@ pub(super) fn only(name: &RepositoryName, state: OutcomeState) -> RepositoryOutc
 }
 
 /// Makes the result of a registry's own preview.
-pub(super) fn previewed(name: &RepositoryName, found: &Previewed, bytes: u64, at: Time) -> RepositoryOutcome {
+pub(super) fn previewed(
+    name: &RepositoryName,
+    found: &Previewed,
+    bytes: u64,
+    at: Time,
+) -> RepositoryOutcome {
     let image = |it: &wharfage_apply::PreviewedImage| ImageOutcome {
         digest: it.digest.clone(),
         tags: it.tags.iter().take(TAGS).cloned().collect(),
@@ -96,7 +101,9 @@ pub(super) fn report(
 ) -> (Vec<RepositoryOutcome>, Totals) {
     let sum = |of: fn(&RepositoryOutcome) -> Option<i64>| {
         let numbers = outcomes.iter().filter_map(of);
-        numbers.fold(None, |sum: Option<i64>, number| Some(sum.unwrap_or_default().saturating_add(number)))
+        numbers.fold(None, |sum: Option<i64>, number| {
+            Some(sum.unwrap_or_default().saturating_add(number))
+        })
     };
     let totals = Totals {
         repositories: number(outcomes.len()),
@@ -106,14 +113,21 @@ pub(super) fn report(
         protected: sum(|it| it.protected),
     };
     outcomes.sort_by_cached_key(|it| {
-        let affected = it.expiring.unwrap_or_default().saturating_add(it.transitioning.unwrap_or_default());
+        let affected =
+            it.expiring.unwrap_or_default().saturating_add(it.transitioning.unwrap_or_default());
         let waits = it.state == OutcomeState::Pending;
-        (it.state != OutcomeState::Failed, Reverse((affected, it.protected)), !waits, it.name.clone())
+        (
+            it.state != OutcomeState::Failed,
+            Reverse((affected, it.protected)),
+            !waits,
+            it.name.clone(),
+        )
     });
     outcomes.truncate(NAMED);
     for outcome in &mut outcomes {
         if let Some(was) = before.iter().find(|was| was.name == outcome.name) {
-            let same = RepositoryOutcome { evaluated_at: was.evaluated_at.clone(), ..outcome.clone() };
+            let same =
+                RepositoryOutcome { evaluated_at: was.evaluated_at.clone(), ..outcome.clone() };
             if same == *was {
                 *outcome = same;
             }
@@ -164,7 +178,8 @@ impl fmt::Display for RunTotals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let images = |count| counted(count, "image", "images");
         let Self { counts: Counts { expiring, transitioning, bytes }, protected } = *self;
-        let (expired, archived, kept) = (images(expiring), images(transitioning), images(protected));
+        let (expired, archived, kept) =
+            (images(expiring), images(transitioning), images(protected));
         write!(f, "{expired} expired ({bytes} bytes), {archived} archived, {kept} in use kept")
     }
 }
@@ -173,7 +188,8 @@ impl fmt::Display for RunTotals {
 pub(super) fn enforced(ran: &[(RepositoryName, RunTotals)], room: usize) -> String {
     let lines_of = |named: usize| {
         let (named, others) = ran.split_at(named);
-        let mut lines: Vec<String> = named.iter().map(|(name, totals)| format!("{name}: {totals}")).collect();
+        let mut lines: Vec<String> =
+            named.iter().map(|(name, totals)| format!("{name}: {totals}")).collect();
         if !others.is_empty() {
             let totals = others.iter().fold(RunTotals::default(), |sum, (_, totals)| sum + *totals);
             let more = if named.is_empty() { "" } else { "more " };
@@ -182,7 +198,11 @@ pub(super) fn enforced(ran: &[(RepositoryName, RunTotals)], room: usize) -> Stri
         }
         lines.join("; ")
     };
-    (0..=ran.len()).rev().map(lines_of).find(|text| text.len() <= room).unwrap_or_else(|| lines_of(0))
+    (0..=ran.len())
+        .rev()
+        .map(lines_of)
+        .find(|text| text.len() <= room)
+        .unwrap_or_else(|| lines_of(0))
 }
 
 /// Writes a number with its noun.
@@ -198,7 +218,12 @@ mod tests {
     use wharfage_apply::PreviewedImage;
     use wharfage_domain::lifecycle::{Image, ImageStatus};
 
-    fn outcome(name: &str, state: OutcomeState, expiring: i64, protected: Option<i64>) -> RepositoryOutcome {
+    fn outcome(
+        name: &str,
+        state: OutcomeState,
+        expiring: i64,
+        protected: Option<i64>,
+    ) -> RepositoryOutcome {
         let expiring = (expiring >= 0).then_some(expiring);
         RepositoryOutcome { expiring, protected, ..only(&name.parse().unwrap(), state) }
     }
@@ -223,21 +248,33 @@ mod tests {
 
     #[test]
     fn a_status_names_a_hundred_repositories_and_counts_all() {
-        let outcomes: Vec<_> =
-            (0..250).map(|i| outcome(&format!("r{i:03}"), OutcomeState::Previewed, i, Some(1))).collect();
+        let outcomes: Vec<_> = (0..250)
+            .map(|i| outcome(&format!("r{i:03}"), OutcomeState::Previewed, i, Some(1)))
+            .collect();
         let (named, totals) = report(outcomes, &[]);
-        assert_eq!((named.len(), named[0].name.as_str(), named[99].name.as_str()), (100, "r249", "r150"));
-        assert_eq!((totals.repositories, totals.expiring, totals.protected), (250, Some((0..250).sum()), Some(250)));
+        assert_eq!(
+            (named.len(), named[0].name.as_str(), named[99].name.as_str()),
+            (100, "r249", "r150")
+        );
+        assert_eq!(
+            (totals.repositories, totals.expiring, totals.protected),
+            (250, Some((0..250).sum()), Some(250))
+        );
         assert_eq!((totals.bytes, totals.transitioning), (None, None));
     }
 
     #[test]
     fn a_result_without_news_is_no_change() {
         let at = |second| Some(Time(Timestamp::from_second(second).unwrap()));
-        let was = RepositoryOutcome { evaluated_at: at(1), ..outcome("aa", OutcomeState::Previewed, 2, None) };
+        let was = RepositoryOutcome {
+            evaluated_at: at(1),
+            ..outcome("aa", OutcomeState::Previewed, 2, None)
+        };
         let same = RepositoryOutcome { evaluated_at: at(9), ..was.clone() };
         let other = RepositoryOutcome { expiring: Some(3), ..same.clone() };
-        let reported = |new: &RepositoryOutcome| report(vec![new.clone()], std::slice::from_ref(&was)).0.remove(0);
+        let reported = |new: &RepositoryOutcome| {
+            report(vec![new.clone()], std::slice::from_ref(&was)).0.remove(0)
+        };
         assert_eq!(reported(&same), was);
         assert_eq!(reported(&other), other);
     }
@@ -254,7 +291,11 @@ mod tests {
             action: "TRANSITION".to_owned(),
             rule_priority: i32::MAX,
         };
-        let found = Previewed { expiring: u64::MAX, transitioning: u64::MAX, sample: vec![image; SAMPLE + 1] };
+        let found = Previewed {
+            expiring: u64::MAX,
+            transitioning: u64::MAX,
+            sample: vec![image; SAMPLE + 1],
+        };
         let image = Image {
             digest: digest.parse().unwrap(),
             tags: tags.iter().map(|it| it.parse().unwrap()).collect(),
@@ -277,10 +318,15 @@ mod tests {
         };
         let acts = vec![act; SAMPLE + 1];
         let at = || Time(Timestamp::UNIX_EPOCH);
-        let names = (0..250).map(|i| format!("{i:0>256}").parse::<RepositoryName>().unwrap()).collect::<Vec<_>>();
+        let names = (0..250)
+            .map(|i| format!("{i:0>256}").parse::<RepositoryName>().unwrap())
+            .collect::<Vec<_>>();
         for outcomes in [
             names.iter().map(|name| previewed(name, &found, u64::MAX, at())).collect::<Vec<_>>(),
-            names.iter().map(|name| acted(name, OutcomeState::Enforced, &acts, usize::MAX, at())).collect(),
+            names
+                .iter()
+                .map(|name| acted(name, OutcomeState::Enforced, &acts, usize::MAX, at()))
+                .collect(),
         ] {
             let (named, _) = report(outcomes, &[]);
             assert!(named.iter().all(|it| it.sample.iter().all(|image| image.tags.len() == TAGS)));
@@ -291,20 +337,28 @@ mod tests {
 
     #[test]
     fn one_event_names_the_actions_in_all_repositories() {
-        let totals = |expiring, bytes| RunTotals { counts: Counts { expiring, transitioning: 1, bytes }, protected: 2 };
+        let totals = |expiring, bytes| RunTotals {
+            counts: Counts { expiring, transitioning: 1, bytes },
+            protected: 2,
+        };
         let ran: Vec<(RepositoryName, RunTotals)> =
             (1..4).map(|i| (format!("shop/r{i}").parse().unwrap(), totals(i, 10))).collect();
         let one = |i: usize, images: &str| {
-            format!("shop/r{i}: {i} {images} expired (10 bytes), 1 image archived, 2 images in use kept")
+            format!(
+                "shop/r{i}: {i} {images} expired (10 bytes), 1 image archived, 2 images in use kept"
+            )
         };
         let all = format!("{}; {}; {}", one(1, "image"), one(2, "images"), one(3, "images"));
         assert_eq!(enforced(&ran[..1], 1024), one(1, "image"));
         assert_eq!(enforced(&ran, all.len()), all);
         let rest = "2 more repositories: 5 images expired (20 bytes), 2 images archived, 4 images in use kept";
         assert_eq!(enforced(&ran, all.len() - 1), format!("{}; {rest}", one(1, "image")));
-        let none = "3 repositories: 6 images expired (30 bytes), 3 images archived, 6 images in use kept";
+        let none =
+            "3 repositories: 6 images expired (30 bytes), 3 images archived, 6 images in use kept";
         assert_eq!(enforced(&ran, 0), none);
-        let many: Vec<_> = (0..100).map(|i| (format!("{i:0>256}").parse().unwrap(), totals(i, u64::MAX))).collect();
+        let many: Vec<_> = (0..100)
+            .map(|i| (format!("{i:0>256}").parse().unwrap(), totals(i, u64::MAX)))
+            .collect();
         assert!(enforced(&many, 1024).len() <= 1024);
     }
 

@@ -16,22 +16,29 @@ use crate::in_use::references::Hosts;
 use crate::in_use::run::{Failure, Run, RunReport, Shared};
 use crate::in_use::workloads::{CannotTell, ImageScope};
 use crate::plan_input::PlanInput;
-use crate::registry_client::{Freshness, LockedRepository, RegistryClient, RegistryError, Unavailable};
+use crate::registry_client::{
+    Freshness, LockedRepository, RegistryClient, RegistryError, Unavailable,
+};
 use crate::status::{Cause, ReadyState};
 use crate::workload::{self, Names};
 use wharfage_apply::{PreviewedPolicy, RepositoryNeeds, preview};
 use wharfage_crd::lifecycle_policy::{Mode, OutcomeState};
-use wharfage_crd::{AdoptionPolicy, DeletionPolicy, LifecyclePolicy, Managed as _, ManagementPolicy, Reason, Registry};
+use wharfage_crd::{
+    AdoptionPolicy, DeletionPolicy, LifecyclePolicy, Managed as _, ManagementPolicy, Reason,
+    Registry,
+};
 use wharfage_domain::lifecycle::Policy;
 use wharfage_domain::names::RepositoryName;
 use wharfage_plan::model::{ApiError, ErrorKind, ObservedRepository, Refused};
 use wharfage_plan::ownership::{LifecycleOwner, Ownership};
 use wharfage_plan::{
-    Action, Desired, FieldChange, Object, RepositoryCall, Step, desired_in_cluster, equivalent_policies,
+    Action, Desired, FieldChange, Object, RepositoryCall, Step, desired_in_cluster,
+    equivalent_policies,
 };
 
 /// The parts of a repository that a policy needs.
-const NEEDS: RepositoryNeeds = RepositoryNeeds { policy: false, lifecycle_policy: true, preview: false };
+const NEEDS: RepositoryNeeds =
+    RepositoryNeeds { policy: false, lifecycle_policy: true, preview: false };
 
 /// The run of a policy in its registry.
 pub(super) struct PolicyRun<'a> {
@@ -109,7 +116,9 @@ impl PolicyRun<'_> {
             }
             Ok(None) => Ok(None),
             Err(RegistryError::Unavailable(unavailable)) => Err(unavailable),
-            Err(RegistryError::Rejected(error)) => Ok(Some(RepositoryResult::failed(name, refused(name, error)))),
+            Err(RegistryError::Rejected(error)) => {
+                Ok(Some(RepositoryResult::failed(name, refused(name, error))))
+            }
         }
     }
 
@@ -135,16 +144,24 @@ impl PolicyRun<'_> {
             observed = held.observe(NEEDS, Freshness { now: true, ..self.freshness }).await?;
         }
         let rules = RepositoryPolicy { policy_run: self, name, due };
-        let Convergence { executed, found: observed, end } = converge(&rules, held, self.freshness, observed).await;
+        let Convergence { executed, found: observed, end } =
+            converge(&rules, held, self.freshness, observed).await;
         match end {
             Converged::InSync => {}
             Converged::Outdated => return Ok(None),
-            Converged::Refused(refused) => return Ok(Some(RepositoryResult::failed(name, refusal(&refused)))),
+            Converged::Refused(refused) => {
+                return Ok(Some(RepositoryResult::failed(name, refusal(&refused))));
+            }
             // Another preview is running.
-            Converged::Failed(_, RegistryError::Rejected(error)) if error.kind == ErrorKind::PreviewInProgress => {
+            Converged::Failed(_, RegistryError::Rejected(error))
+                if error.kind == ErrorKind::PreviewInProgress =>
+            {
                 return Ok(Some(RepositoryResult::of(LastResult::awaiting(name, before))));
             }
-            Converged::Failed(Correction { step, is_drift: true }, RegistryError::Rejected(error)) => {
+            Converged::Failed(
+                Correction { step, is_drift: true },
+                RegistryError::Rejected(error),
+            ) => {
                 let mut result = RepositoryResult::failed(name, refused(name, error));
                 result.drift = step.changes;
                 result.kept.differs = true;
@@ -156,7 +173,8 @@ impl PolicyRun<'_> {
         if let Some(Correction { step, is_drift }) = executed.into_iter().next_back() {
             // A repeated preview is no news: an event for it would be a write for each policy and
             // interval.
-            let again = step.action == Action::Preview && before.is_some_and(LastResult::is_evaluated);
+            let again =
+                step.action == Action::Preview && before.is_some_and(LastResult::is_evaluated);
             done = (!again).then_some(step.action);
             if is_drift {
                 drift = step.changes;
@@ -168,7 +186,10 @@ impl PolicyRun<'_> {
             self.evaluate(name, held, before, due).await?
         } else {
             Some(match self.policy.mode() {
-                Mode::Enforce => RepositoryResult::of(LastResult::new(outcome::only(name, OutcomeState::Enforced))),
+                Mode::Enforce => RepositoryResult::of(LastResult::new(outcome::only(
+                    name,
+                    OutcomeState::Enforced,
+                ))),
                 Mode::Preview => self.previewed(name, before, due).await?,
             })
         };
@@ -195,7 +216,9 @@ impl PolicyRun<'_> {
     /// Returns whether the policy must be evaluated again: it never was, it was requested, or the
     /// interval is over. In a registry with many repositories they are evaluated in rotation.
     fn is_due(&self, before: Option<&LastResult>) -> bool {
-        let Some(before) = before.filter(|it| it.is_evaluated() || it.begun.is_some()) else { return true };
+        let Some(before) = before.filter(|it| it.is_evaluated() || it.begun.is_some()) else {
+            return true;
+        };
         if before.begun.is_some() {
             return false;
         }
@@ -211,13 +234,20 @@ impl PolicyRun<'_> {
         let cluster = &self.ctx.settings.cluster;
         let owner = observed.and_then(|it| Ownership::read(&it.tags).owner);
         let ours = owner.is_some_and(|owner| owner.cluster == *cluster);
-        !ours || step.calls.contains(&RepositoryCall::DeleteLifecyclePolicy.into()) || step.action == Action::Adopt
+        !ours
+            || step.calls.contains(&RepositoryCall::DeleteLifecyclePolicy.into())
+            || step.action == Action::Adopt
     }
 
     /// Collects the resources that claim this name; nothing if the policy changed since the
     /// reconcile began.
     fn wanted(&self, name: &RepositoryName) -> Option<Desired> {
-        let input = PlanInput::with_policies(&self.ctx.stores, &self.ctx.registry_clients, self.registry, name);
+        let input = PlanInput::with_policies(
+            &self.ctx.stores,
+            &self.ctx.registry_clients,
+            self.registry,
+            name,
+        );
         // Checked after the stores are read, so that a change of this policy that they show is
         // noticed.
         let outdated = is_outdated(&self.ctx.stores.lifecycle_policies, self.policy);
@@ -256,12 +286,22 @@ impl PolicyRun<'_> {
             Ok(Some(PreviewedPolicy { document, previewed, bytes }))
                 if equivalent_policies(&document, &self.document) =>
             {
-                Ok(RepositoryResult::of(LastResult::new(outcome::previewed(name, &previewed, bytes, now()))))
+                Ok(RepositoryResult::of(LastResult::new(outcome::previewed(
+                    name,
+                    &previewed,
+                    bytes,
+                    now(),
+                ))))
             }
             // It is another policy's: ours is started when it is complete.
-            Ok(Some(_)) => Ok(RepositoryResult::of(LastResult::new(outcome::only(name, OutcomeState::Pending)))),
+            Ok(Some(_)) => Ok(RepositoryResult::of(LastResult::new(outcome::only(
+                name,
+                OutcomeState::Pending,
+            )))),
             Ok(None) => Ok(RepositoryResult::of(LastResult::awaiting(name, before))),
-            Err(RegistryError::Rejected(error)) => Ok(RepositoryResult::failed(name, refused(name, error))),
+            Err(RegistryError::Rejected(error)) => {
+                Ok(RepositoryResult::failed(name, refused(name, error)))
+            }
             Err(unavailable) => Err(unavailable),
         }
     }
@@ -278,8 +318,7 @@ impl PolicyRun<'_> {
             return Ok(Some(RepositoryResult::of(before.clone())));
         }
         let Some(rules) = &self.rules else {
-            let message =
-                "the operator cannot evaluate these rules: remove inUseProtection to let the registry evaluate them";
+            let message = "the operator cannot evaluate these rules: remove inUseProtection to let the registry evaluate them";
             return Ok(Some(RepositoryResult::failed(
                 name,
                 ReadyState::Stalled(Cause::new(Reason::InvalidParameterException, message)),
@@ -300,7 +339,8 @@ impl PolicyRun<'_> {
             Ok(decision) => decision,
             Err(failure) => return spared(name, failure).map(Some),
         };
-        let acts = self.policy.mode() == Mode::Enforce && !self.observes() && !decision.acts.is_empty();
+        let acts =
+            self.policy.mode() == Mode::Enforce && !self.observes() && !decision.acts.is_empty();
         if !acts {
             let state = match self.policy.mode() {
                 Mode::Enforce if !self.observes() => OutcomeState::Enforced,
@@ -316,18 +356,23 @@ impl PolicyRun<'_> {
             Err(refused) => return Ok(Some(RepositoryResult::failed(name, refusal(&refused)))),
             // The registry got a policy meanwhile: the next reconcile deletes it first.
             Ok(Some(_)) => {
-                return Ok(Some(RepositoryResult::of(LastResult::new(outcome::only(name, OutcomeState::Pending)))));
+                return Ok(Some(RepositoryResult::of(LastResult::new(outcome::only(
+                    name,
+                    OutcomeState::Pending,
+                )))));
             }
             Ok(None) => {}
         }
         match run.enforce().await {
             Ok(done) => {
-                let reported = outcome::acted(name, OutcomeState::Enforced, &done.acts, done.protected, now());
+                let reported =
+                    outcome::acted(name, OutcomeState::Enforced, &done.acts, done.protected, now());
                 let mut result = RepositoryResult::of(LastResult::new(reported));
                 if let Some(ApiError { name: reason, message, .. }) = done.failures.first() {
                     result.kept.outcome.state = OutcomeState::Failed;
                     let message = format!("{name}: {message}");
-                    result.not_ready = Some(ReadyState::Stalled(Cause::new(Reason::of_error(reason), message)));
+                    result.not_ready =
+                        Some(ReadyState::Stalled(Cause::new(Reason::of_error(reason), message)));
                 }
                 result.ran = Some(done);
                 Ok(Some(result))
@@ -346,7 +391,8 @@ impl PolicyRun<'_> {
         due: bool,
     ) -> Result<Option<RepositoryResult>, RegistryError> {
         let Some(found) = observed else {
-            let message = format!("the repository {name} is not there, and managementPolicy is Observe");
+            let message =
+                format!("the repository {name} is not there, and managementPolicy is Observe");
             return Ok(Some(RepositoryResult::failed(
                 name,
                 ReadyState::Reconciling(Cause::new(Reason::ReferenceNotFound, message)),
@@ -378,23 +424,34 @@ impl PolicyRun<'_> {
     ///
     /// # Errors
     /// When the registry is unavailable, or rejects a request.
-    pub(super) async fn release_repository(&self, name: &RepositoryName) -> Result<Released, RegistryError> {
+    pub(super) async fn release_repository(
+        &self,
+        name: &RepositoryName,
+    ) -> Result<Released, RegistryError> {
         let mut held = self.registry_client.repository(name).await;
-        let Some(mut found) = held.refresh_before_write(NEEDS).await? else { return Ok(Released::Nothing) };
+        let Some(mut found) = held.refresh_before_write(NEEDS).await? else {
+            return Ok(Released::Nothing);
+        };
         let lifecycle = LifecycleOwner::read(&found.tags);
-        let Some(mut owner) = lifecycle.filter(|_| self.governs(&found)) else { return Ok(Released::Nothing) };
+        let Some(mut owner) = lifecycle.filter(|_| self.governs(&found)) else {
+            return Ok(Released::Nothing);
+        };
         // The current spec counts, not the one of the last apply, which the tag records.
         owner.delete = self.policy.deletion_policy() == DeletionPolicy::Delete;
         found.tags.extend(Ownership { lifecycle: Some(owner), ..Ownership::default() }.tags());
         let Some(desired) = self.wanted(name) else { return Ok(Released::Outdated) };
         let plan = plan_for(&desired, name, Some(found));
         // A tag cannot hold every name, so the object of the step may have another name.
-        let lets_go =
-            |it: &Step| it.object.kind == self.object.kind && matches!(it.action, Action::Retain | Action::Delete);
+        let lets_go = |it: &Step| {
+            it.object.kind == self.object.kind
+                && matches!(it.action, Action::Retain | Action::Delete)
+        };
         let Some(step) = plan.steps.into_iter().find(lets_go) else { return Ok(Released::Nothing) };
         match held.execute(&step).await {
             Ok(()) => Ok(Released::Repository),
-            Err(RegistryError::Rejected(error)) if error.kind == ErrorKind::RepositoryNotFound => Ok(Released::Nothing),
+            Err(RegistryError::Rejected(error)) if error.kind == ErrorKind::RepositoryNotFound => {
+                Ok(Released::Nothing)
+            }
             Err(error) => Err(error),
         }
     }
@@ -445,7 +502,9 @@ fn scope(policy: &LifecyclePolicy) -> ImageScope {
     let protection = policy.spec.in_use_protection.as_ref();
     ImageScope {
         namespaces: protection.and_then(|it| it.namespace_selector.clone()),
-        keep_previous: protection.and_then(|it| usize::try_from(it.keep_previous?).ok()).unwrap_or_default(),
+        keep_previous: protection
+            .and_then(|it| usize::try_from(it.keep_previous?).ok())
+            .unwrap_or_default(),
     }
 }
 
@@ -454,15 +513,17 @@ fn spared(name: &RepositoryName, failure: Failure) -> Result<RepositoryResult, R
     const REASON: Reason = Reason::InUseUnknown;
     let state = match failure {
         Failure::Registry(error) => return Err(error),
-        Failure::CannotTell(error @ CannotTell::Unlisted { .. }) => {
-            ReadyState::Reconciling(Cause::new(REASON, format!("nothing of {name} is deleted: {error}")))
-        }
-        Failure::CannotTell(error) => {
-            ReadyState::Stalled(Cause::new(REASON, format!("nothing of {name} is deleted: {error}")))
-        }
-        Failure::Index(error) => {
-            ReadyState::Stalled(Cause::new(REASON, format!("nothing of {name} is deleted: {error}")))
-        }
+        Failure::CannotTell(error @ CannotTell::Unlisted { .. }) => ReadyState::Reconciling(
+            Cause::new(REASON, format!("nothing of {name} is deleted: {error}")),
+        ),
+        Failure::CannotTell(error) => ReadyState::Stalled(Cause::new(
+            REASON,
+            format!("nothing of {name} is deleted: {error}"),
+        )),
+        Failure::Index(error) => ReadyState::Stalled(Cause::new(
+            REASON,
+            format!("nothing of {name} is deleted: {error}"),
+        )),
     };
     Ok(RepositoryResult::failed(name, state))
 }
@@ -479,10 +540,12 @@ fn refused(name: &RepositoryName, error: ApiError) -> ReadyState {
 /// Returns the hosts by which a Pod may name a registry: from its Registry, its account and a
 /// `repositoryUri`.
 fn hosts(registry: &Registry, operator: &str, listed: Option<(&str, &str)>) -> Hosts {
-    let account = registry.registry_id().or_else(|| listed.and_then(|(account, _)| account.parse().ok()));
+    let account =
+        registry.registry_id().or_else(|| listed.and_then(|(account, _)| account.parse().ok()));
     let mut hosts = Hosts::new(account, registry.region());
     if let Some(managed) = &registry.spec.managed {
-        let (names, namespace) = (Names::of(&registry.name_any()), workload::namespace(managed, operator));
+        let (names, namespace) =
+            (Names::of(&registry.name_any()), workload::namespace(managed, operator));
         hosts.add(&workload::public_url(managed, &names, namespace));
         hosts.add(&workload::cluster_url(managed, &names, namespace));
     }
@@ -508,7 +571,12 @@ mod tests {
         }))
         .unwrap();
         let listed = Some(("000000000000", "reported.example.com:8443/team/api"));
-        let all = ["registry.example.com", "home.wharfage.svc", "former.example.com", "reported.example.com:8443"];
+        let all = [
+            "registry.example.com",
+            "home.wharfage.svc",
+            "former.example.com",
+            "reported.example.com:8443",
+        ];
         let known = hosts(&registry, "wharfage", listed);
         assert_eq!(all.map(|host| known.contains(host)), [true; 4]);
         assert!(!known.contains("home.other.svc"));

@@ -60,7 +60,12 @@ pub(super) struct ResultCache(Mutex<HashMap<String, (Option<i64>, LastResults)>>
 impl ResultCache {
     /// Returns the results of a policy for this generation. After a start it reads them from the
     /// status.
-    pub(super) fn recall(&self, uid: &str, generation: Option<i64>, status: &LifecyclePolicyStatus) -> LastResults {
+    pub(super) fn recall(
+        &self,
+        uid: &str,
+        generation: Option<i64>,
+        status: &LifecyclePolicyStatus,
+    ) -> LastResults {
         let result_cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match result_cache.get(uid) {
             Some((of, results)) if *of == generation => results.clone(),
@@ -73,7 +78,10 @@ impl ResultCache {
     /// Returns the repositories of a policy, for any generation.
     pub(super) fn had(&self, uid: &str) -> Vec<RepositoryName> {
         let result_cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        result_cache.get(uid).map(|(_, results)| results.keys().cloned().collect()).unwrap_or_default()
+        result_cache
+            .get(uid)
+            .map(|(_, results)| results.keys().cloned().collect())
+            .unwrap_or_default()
     }
 
     pub(super) fn remember(&self, uid: &str, generation: Option<i64>, results: LastResults) {
@@ -108,7 +116,10 @@ mod tests {
 
     fn status(generation: i64, evaluated: Option<i64>) -> LifecyclePolicyStatus {
         let evaluated_at = evaluated.map(|second| Time(Timestamp::from_second(second).unwrap()));
-        let outcome = RepositoryOutcome { evaluated_at, ..only(&"aa".parse().unwrap(), OutcomeState::Previewed) };
+        let outcome = RepositoryOutcome {
+            evaluated_at,
+            ..only(&"aa".parse().unwrap(), OutcomeState::Previewed)
+        };
         LifecyclePolicyStatus {
             observed_generation: Some(generation),
             repositories: vec![outcome],
@@ -132,13 +143,18 @@ mod tests {
         let awaiting = LastResult::awaiting(&name, Some(&reported));
         assert_eq!(awaiting.outcome, reported.outcome);
         assert!(awaiting.begun.is_some());
-        assert_eq!(LastResult::awaiting(&name, Some(&awaiting)).begun, awaiting.begun, "it goes on since then");
+        assert_eq!(
+            LastResult::awaiting(&name, Some(&awaiting)).begun,
+            awaiting.begun,
+            "it goes on since then"
+        );
         assert_eq!(LastResult::awaiting(&name, None).outcome.state, OutcomeState::Pending);
     }
 
     #[test]
     fn another_generation_keeps_only_the_repositories() {
-        let (result_cache, name) = (ResultCache::default(), "aa".parse::<RepositoryName>().unwrap());
+        let (result_cache, name) =
+            (ResultCache::default(), "aa".parse::<RepositoryName>().unwrap());
         let kept = LastResult::new(only(&name, OutcomeState::Enforced));
         result_cache.remember("u", Some(1), LastResults::from([(name.clone(), kept)]));
         assert_eq!(result_cache.recall("u", Some(1), &LifecyclePolicyStatus::default()).len(), 1);

@@ -45,7 +45,11 @@ impl Secrets {
     ///
     /// # Errors
     /// When the API server cannot be reached.
-    pub(super) fn note(&mut self, namespace: &str, done: Result<bool, kube::Error>) -> Result<bool, Error> {
+    pub(super) fn note(
+        &mut self,
+        namespace: &str,
+        done: Result<bool, kube::Error>,
+    ) -> Result<bool, Error> {
         match done {
             Ok(done) => {
                 self.unsettled |= !done;
@@ -74,9 +78,12 @@ impl Secrets {
     /// Returns the cause if the API server refused a request: always the same of several, so that
     /// it is reported once.
     pub(super) fn refusal(&self) -> Option<Cause> {
-        let (namespace, status) =
-            self.refused.iter().min_by_key(|(namespace, it)| (namespace, &it.reason, &it.message))?;
-        let message = format!("the API server refused a change in namespace {namespace}: {}", status.message);
+        let (namespace, status) = self
+            .refused
+            .iter()
+            .min_by_key(|(namespace, it)| (namespace, &it.reason, &it.message))?;
+        let message =
+            format!("the API server refused a change in namespace {namespace}: {}", status.message);
         Some(Cause::new(Reason::of_error(&status.reason), message))
     }
 
@@ -87,7 +94,11 @@ impl Secrets {
 
     /// Returns the delay of the next reconcile, if nothing requeues the object before.
     pub(super) fn next(&self, state: &ReadyState, now: Timestamp) -> Duration {
-        let rest = if matches!(state, ReadyState::Ready(_)) { None } else { Some(jittered(REQUEUE_WAITING)) };
+        let rest = if matches!(state, ReadyState::Ready(_)) {
+            None
+        } else {
+            Some(jittered(REQUEUE_WAITING))
+        };
         // A renewal that is already due waits for something else.
         let renewal = self.first(|it| it.renews_at).filter(|renews_at| *renews_at > now);
         let renewal = renewal.and_then(|it| Duration::try_from(it.duration_since(now)).ok());
@@ -98,12 +109,15 @@ impl Secrets {
 
     /// Returns the conditions, for this name of the Secret and this Registry.
     pub(super) fn findings(&self, secret: &str, registry: &str) -> ConditionSet {
-        let Self { have, spent: _, taken, not_allowed, refused: _, why_not, retry: _, unsettled } = self;
+        let Self { have, spent: _, taken, not_allowed, refused: _, why_not, retry: _, unsettled } =
+            self;
         let served = format!("Secret {secret} is in {}", namespaces(have.len()));
         if let Some(why_not) = why_not {
             let mut findings = why_not.clone();
             if let Some(end) = self.first(|it| it.expires_at) {
-                let add = |it: Cause| Cause::new(it.reason, format!("{}; {served} until {end}", it.message));
+                let add = |it: Cause| {
+                    Cause::new(it.reason, format!("{}; {served} until {end}", it.message))
+                };
                 findings.state = match findings.state {
                     ReadyState::Ready(it) => ReadyState::Ready(add(it)),
                     ReadyState::Reconciling(it) => ReadyState::Reconciling(add(it)),
@@ -117,12 +131,17 @@ impl Secrets {
         } else if let Some(Cause { reason, message }) = self.refusal() {
             ReadyState::Reconciling(Cause::new(reason, format!("{message}; {served}")))
         } else if *unsettled {
-            let message = format!("something changed at the same moment, and is reconciled again; {served}");
+            let message =
+                format!("something changed at the same moment, and is reconciled again; {served}");
             ReadyState::Reconciling(Cause::new(Reason::Progressing, message))
         } else {
-            let mut message = if have.is_empty() { "no namespace is chosen yet".to_owned() } else { served };
+            let mut message =
+                if have.is_empty() { "no namespace is chosen yet".to_owned() } else { served };
             if !not_allowed.is_empty() {
-                message += &format!("; chosen, but not allowed to use Registry {registry}: {}", some(not_allowed));
+                message += &format!(
+                    "; chosen, but not allowed to use Registry {registry}: {}",
+                    some(not_allowed)
+                );
             }
             ReadyState::Ready(Cause::new(Reason::InSync, message))
         };
@@ -132,8 +151,11 @@ impl Secrets {
 
 /// Returns the message if another party has a Secret of that name.
 fn conflict(secret: &str, taken: &BTreeMap<String, Option<SecretOwner>>) -> Option<String> {
-    let theirs: BTreeSet<String> =
-        taken.iter().filter(|(_, owner)| owner.is_none()).map(|(namespace, _)| namespace.clone()).collect();
+    let theirs: BTreeSet<String> = taken
+        .iter()
+        .filter(|(_, owner)| owner.is_none())
+        .map(|(namespace, _)| namespace.clone())
+        .collect();
     if !theirs.is_empty() {
         return Some(format!(
             "a Secret {secret} that is not this PullSecret's is in {}: delete it there, or set another secretName",
@@ -142,7 +164,8 @@ fn conflict(secret: &str, taken: &BTreeMap<String, Option<SecretOwner>>) -> Opti
     }
     let (namespace, owner) = taken.first_key_value()?;
     let owner = owner.as_ref()?;
-    let more = if taken.len() > 1 { format!(" and {} more", taken.len() - 1) } else { String::new() };
+    let more =
+        if taken.len() > 1 { format!(" and {} more", taken.len() - 1) } else { String::new() };
     Some(format!(
         "Secret {secret} in {namespace}{more} is managed by PullSecret {owner}: set another secretName, or choose other namespaces"
     ))
@@ -170,11 +193,20 @@ mod tests {
     }
 
     fn mark(end: i64) -> SecretMark {
-        SecretMark { source: String::new(), digest: String::new(), expires_at: at(end), renews_at: at(end / 2) }
+        SecretMark {
+            source: String::new(),
+            digest: String::new(),
+            expires_at: at(end),
+            renews_at: at(end / 2),
+        }
     }
 
     fn having(namespaces: &[&str]) -> Secrets {
-        let have = namespaces.iter().zip(1..).map(|(name, number)| ((*name).to_owned(), mark(1000 * number))).collect();
+        let have = namespaces
+            .iter()
+            .zip(1..)
+            .map(|(name, number)| ((*name).to_owned(), mark(1000 * number)))
+            .collect();
         Secrets { have, ..Secrets::default() }
     }
 
@@ -192,8 +224,10 @@ mod tests {
             message(&Secrets { not_allowed, ..having(&["a", "b"]) }),
             "ready InSync: Secret pull is in 2 namespaces; chosen, but not allowed to use Registry home: web"
         );
-        let unavailable =
-            ConditionSet::of(ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, "it is away")));
+        let unavailable = ConditionSet::of(ReadyState::Reconciling(Cause::new(
+            Reason::RegistryUnavailable,
+            "it is away",
+        )));
         assert_eq!(
             message(&Secrets { why_not: Some(unavailable.clone()), ..having(&["a"]) }),
             "reconciling RegistryUnavailable: it is away; Secret pull is in 1 namespace until 1970-01-01T00:16:40Z"
@@ -203,13 +237,15 @@ mod tests {
             "reconciling RegistryUnavailable: it is away"
         );
         let older = SecretOwner { namespace: "team".to_owned(), name: "older".to_owned() };
-        let taken: BTreeMap<_, _> = [("a".to_owned(), Some(older.clone())), ("b".to_owned(), Some(older))].into();
+        let taken: BTreeMap<_, _> =
+            [("a".to_owned(), Some(older.clone())), ("b".to_owned(), Some(older))].into();
         assert_eq!(
             message(&Secrets { taken: taken.clone(), ..having(&["c"]) }),
             "stalled OwnedByAnother: Secret pull in a and 1 more is managed by PullSecret team/older: set another secretName, \
              or choose other namespaces; Secret pull is in 1 namespace"
         );
-        let taken = taken.into_iter().chain((0..7).map(|number| (format!("n{number}"), None))).collect();
+        let taken =
+            taken.into_iter().chain((0..7).map(|number| (format!("n{number}"), None))).collect();
         assert_eq!(
             message(&Secrets { taken, ..Secrets::default() }),
             "stalled OwnedByAnother: a Secret pull that is not this PullSecret's is in n0, n1, n2, n3, n4 and 2 more: delete it \
@@ -223,7 +259,10 @@ mod tests {
         let ready = outcome.findings("pull", "home").state;
         assert_eq!(outcome.next(&ready, at(100)), Duration::from_secs(400));
         let unsettled = Secrets { unsettled: true, ..having(&["a"]) };
-        assert_eq!(unsettled.next(&unsettled.findings("pull", "home").state, at(100)), REQUEUE_CONFLICT);
+        assert_eq!(
+            unsettled.next(&unsettled.findings("pull", "home").state, at(100)),
+            REQUEUE_CONFLICT
+        );
     }
 
     #[test]
@@ -232,9 +271,11 @@ mod tests {
             let status = kube::core::Status::failure("no", "Forbidden");
             (namespace.to_owned(), status)
         };
-        let refusal =
-            |namespaces: [&str; 2]| Secrets { refused: namespaces.map(refused).into(), ..Secrets::default() }.refusal();
-        let cause = Cause::new(Reason::Forbidden, "the API server refused a change in namespace a: no");
+        let refusal = |namespaces: [&str; 2]| {
+            Secrets { refused: namespaces.map(refused).into(), ..Secrets::default() }.refusal()
+        };
+        let cause =
+            Cause::new(Reason::Forbidden, "the API server refused a change in namespace a: no");
         assert_eq!((refusal(["a", "b"]), refusal(["b", "a"])), (Some(cause.clone()), Some(cause)));
         assert_eq!(Secrets::default().refusal(), None);
     }
@@ -250,8 +291,12 @@ mod tests {
 
     #[test]
     fn an_overdue_renewal_is_not_retried_without_pause() {
-        let unavailable = ConditionSet::of(ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, "")));
+        let unavailable =
+            ConditionSet::of(ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, "")));
         let outcome = Secrets { why_not: Some(unavailable), ..having(&["a"]) };
-        assert!(outcome.next(&outcome.findings("pull", "home").state, at(600)) > Duration::from_secs(30));
+        assert!(
+            outcome.next(&outcome.findings("pull", "home").state, at(600))
+                > Duration::from_secs(30)
+        );
     }
 }

@@ -19,7 +19,8 @@ pub(super) async fn set_named(client: &Client, entry: &Entry, named: bool) -> Re
         "metadata": { "resourceVersion": account.resource_version() },
         "imagePullSecrets": (!entries.is_empty()).then_some(entries),
     });
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let params =
+        PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     let patched = api.patch_metadata(&entry.account, &params, &Patch::Merge(&patch)).await;
     unless_changed(ignore_not_found(patched))
 }

@@ -7,8 +7,8 @@ use secrecy::SecretString;
 
 use super::managed::{self, ManagedConnection};
 use crate::secrets::{
-    ACCESS_KEY_ID, KeyPair, SECRET_ACCESS_KEY, SESSION_TOKEN, SecretContents, SecretError, SecretName, SecretReference,
-    read_all,
+    ACCESS_KEY_ID, KeyPair, SECRET_ACCESS_KEY, SESSION_TOKEN, SecretContents, SecretError,
+    SecretName, SecretReference, read_all,
 };
 use crate::status::{Cause, ConditionSet, ReadyState};
 use wharfage_apply::{Connection, Identity};
@@ -36,7 +36,11 @@ impl RegistryConnection {
         let connection = Connection {
             endpoint: Some(address.url),
             region: registry.region(),
-            identity: Identity::Key { id: root_key.id, secret: root_key.secret, session_token: None },
+            identity: Identity::Key {
+                id: root_key.id,
+                secret: root_key.secret,
+                session_token: None,
+            },
             role: None,
             ca_bundle: address.ca_bundle,
             host: address.host,
@@ -46,7 +50,10 @@ impl RegistryConnection {
 }
 
 /// Lists the Secrets that a Registry refers to.
-pub(super) fn secret_references(registry: &Registry, operator_namespace: &str) -> Vec<SecretReference> {
+pub(super) fn secret_references(
+    registry: &Registry,
+    operator_namespace: &str,
+) -> Vec<SecretReference> {
     let spec = &registry.spec;
     let mut references = match &spec.managed {
         Some(managed) => managed::secret_references(registry, managed, operator_namespace),
@@ -54,16 +61,25 @@ pub(super) fn secret_references(registry: &Registry, operator_namespace: &str) -
     };
     if let Some(endpoint) = &spec.endpoint {
         references.extend(endpoint.credentials_secret_ref.as_ref().map(credentials));
-        references
-            .extend(endpoint.ca_bundle_secret_ref.as_ref().map(|it| SecretReference::new(name_of(it), [ca_key(it)])));
+        references.extend(
+            endpoint
+                .ca_bundle_secret_ref
+                .as_ref()
+                .map(|it| SecretReference::new(name_of(it), [ca_key(it)])),
+        );
     }
-    references.extend(spec.aws.as_ref().and_then(|it| it.credentials_secret_ref.as_ref()).map(credentials));
+    references.extend(
+        spec.aws.as_ref().and_then(|it| it.credentials_secret_ref.as_ref()).map(credentials),
+    );
     references
 }
 
 fn credentials(reference: &SecretRef) -> SecretReference {
     let SecretRef { namespace, name } = reference;
-    SecretReference::new(SecretName::new(namespace, name), KeyPair::KEYS.into_iter().chain([SESSION_TOKEN]))
+    SecretReference::new(
+        SecretName::new(namespace, name),
+        KeyPair::KEYS.into_iter().chain([SESSION_TOKEN]),
+    )
 }
 
 fn name_of(SecretKeyRef { namespace, name, .. }: &SecretKeyRef) -> SecretName {
@@ -117,7 +133,10 @@ pub(super) async fn connect(
 }
 
 /// Makes a connection from the spec and the content of its Secrets. No I/O.
-fn assemble(registry: &Registry, secrets: &SecretContents) -> Result<RegistryConnection, ConnectionError> {
+fn assemble(
+    registry: &Registry,
+    secrets: &SecretContents,
+) -> Result<RegistryConnection, ConnectionError> {
     let spec = &registry.spec;
     let region = registry.region();
     let (connection, url) = match (&spec.endpoint, &spec.aws) {
@@ -155,7 +174,10 @@ fn assemble(registry: &Registry, secrets: &SecretContents) -> Result<RegistryCon
     Ok(RegistryConnection { connection, url, fingerprint: hasher.finish() })
 }
 
-fn identity(reference: Option<&SecretRef>, secrets: &SecretContents) -> Result<Identity, SecretError> {
+fn identity(
+    reference: Option<&SecretRef>,
+    secrets: &SecretContents,
+) -> Result<Identity, SecretError> {
     let Some(SecretRef { namespace, name }) = reference else { return Ok(Identity::Ambient) };
     let content = secrets.get(&SecretName::new(namespace, name))?;
     let needed = |key| content.text(key).ok_or_else(|| content.no_key(key));
@@ -166,7 +188,10 @@ fn identity(reference: Option<&SecretRef>, secrets: &SecretContents) -> Result<I
     })
 }
 
-fn ca_bundle(reference: Option<&SecretKeyRef>, secrets: &SecretContents) -> Result<Option<String>, SecretError> {
+fn ca_bundle(
+    reference: Option<&SecretKeyRef>,
+    secrets: &SecretContents,
+) -> Result<Option<String>, SecretError> {
     let Some(reference) = reference else { return Ok(None) };
     let (content, key) = (secrets.get(&name_of(reference))?, ca_key(reference));
     content.raw(key).map(|bundle| Some(bundle.to_owned())).ok_or_else(|| content.no_key(key))
@@ -186,18 +211,26 @@ mod tests {
 
     fn contents(secrets: &[(&str, &[(&str, &str)])]) -> SecretContents {
         let values = |values: &[(&str, &str)]| {
-            values.iter().map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec())).collect::<Vec<_>>()
+            values
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec()))
+                .collect::<Vec<_>>()
         };
-        secrets.iter().map(|(name, it)| SecretContent::new(SecretName::new("n", *name), values(it))).collect()
+        secrets
+            .iter()
+            .map(|(name, it)| SecretContent::new(SecretName::new("n", *name), values(it)))
+            .collect()
     }
 
     fn endpoint() -> Registry {
-        let (key, ca) = (json!({ "namespace": "n", "name": "key" }), json!({ "namespace": "n", "name": "ca" }));
+        let (key, ca) =
+            (json!({ "namespace": "n", "name": "key" }), json!({ "namespace": "n", "name": "ca" }));
         let endpoint = json!({ "url": "https://r.example.com/", "credentialsSecretRef": key, "caBundleSecretRef": ca });
         registry(json!({ "region": "eu-1", "endpoint": endpoint }))
     }
 
-    const KEY: &[(&str, &str)] = &[("AWS_ACCESS_KEY_ID", "AKIA\n"), ("AWS_SECRET_ACCESS_KEY", "wonderland")];
+    const KEY: &[(&str, &str)] =
+        &[("AWS_ACCESS_KEY_ID", "AKIA\n"), ("AWS_SECRET_ACCESS_KEY", "wonderland")];
     const CA: &[(&str, &str)] = &[("ca.crt", "PEM\n")];
 
     fn message(registry: &Registry, secrets: &SecretContents) -> String {
@@ -209,18 +242,32 @@ mod tests {
     fn an_endpoint_is_reached_with_its_key_and_its_certificates() {
         let RegistryConnection { connection, url, .. } =
             assemble(&endpoint(), &contents(&[("key", KEY), ("ca", CA)])).ok().unwrap();
-        assert_eq!((url.as_str(), connection.ca_bundle.as_deref()), ("https://r.example.com", Some("PEM\n")));
-        let Identity::Key { id, secret, session_token } = connection.identity else { panic!("no key") };
-        assert_eq!((id.as_str(), secret.expose_secret(), session_token.is_none()), ("AKIA", "wonderland", true));
+        assert_eq!(
+            (url.as_str(), connection.ca_bundle.as_deref()),
+            ("https://r.example.com", Some("PEM\n"))
+        );
+        let Identity::Key { id, secret, session_token } = connection.identity else {
+            panic!("no key")
+        };
+        assert_eq!(
+            (id.as_str(), secret.expose_secret(), session_token.is_none()),
+            ("AKIA", "wonderland", true)
+        );
     }
 
     #[test]
     fn what_a_secret_lacks_is_named() {
         let half = &KEY[..1];
         for (secrets, expected) in [
-            (contents(&[("key", half), ("ca", CA)]), "Secret n/key has no key AWS_SECRET_ACCESS_KEY: add it"),
+            (
+                contents(&[("key", half), ("ca", CA)]),
+                "Secret n/key has no key AWS_SECRET_ACCESS_KEY: add it",
+            ),
             (contents(&[("key", KEY), ("ca", &[])]), "Secret n/ca has no key ca.crt: add it"),
-            (contents(&[("ca", CA)]), "Secret n/key does not exist: make it, or correct the reference"),
+            (
+                contents(&[("ca", CA)]),
+                "Secret n/key does not exist: make it, or correct the reference",
+            ),
         ] {
             assert_eq!(message(&endpoint(), &secrets), expected);
         }
@@ -241,15 +288,19 @@ mod tests {
     #[test]
     fn a_registry_lists_the_secrets_that_it_refers_to() {
         let names = |registry: &Registry| {
-            let mut names: Vec<_> =
-                secret_references(registry, "wharfage").iter().map(|it| it.secret.to_string()).collect();
+            let mut names: Vec<_> = secret_references(registry, "wharfage")
+                .iter()
+                .map(|it| it.secret.to_string())
+                .collect();
             names.sort_unstable();
             names
         };
         assert_eq!(names(&endpoint()), ["n/ca", "n/key"]);
         assert!(names(&registry(json!({ "region": "eu-1", "aws": {} }))).is_empty());
-        let postgres = json!({ "postgres": { "connectionSecretRef": { "namespace": "n", "name": "pg" } } });
-        let managed = json!({ "namespace": "one", "database": postgres, "tls": { "secretName": "cert" } });
+        let postgres =
+            json!({ "postgres": { "connectionSecretRef": { "namespace": "n", "name": "pg" } } });
+        let managed =
+            json!({ "namespace": "one", "database": postgres, "tls": { "secretName": "cert" } });
         let managed = registry(json!({ "managed": managed }));
         assert_eq!(names(&managed), ["n/pg", "one/cert", "one/home-backends", "one/home-root-key"]);
     }

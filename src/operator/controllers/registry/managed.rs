@@ -37,7 +37,12 @@ const KEEP: &[&str] = &["get", "list", "watch", "create", "patch", "delete"];
 
 pub(crate) const RULES: &[PolicyRule] = &[
     rule("apps", &["deployments", "statefulsets"], KEEP, "the pods of managed registries"),
-    rule("", &["services", "configmaps"], KEEP, "the way to managed registries, and their settings"),
+    rule(
+        "",
+        &["services", "configmaps"],
+        KEEP,
+        "the way to managed registries, and their settings",
+    ),
     // Read by the rule for the Secrets that Registries name.
     rule(
         "",
@@ -47,9 +52,19 @@ pub(crate) const RULES: &[PolicyRule] = &[
     ),
     rule("networking.k8s.io", &["networkpolicies"], KEEP, "who may reach managed registries"),
     // Some clusters require this of a client that sets an owner reference which blocks deletion.
-    rule("wharfage.dev", &["registries/finalizers"], &["update"], "the owner of what goes with a Registry"),
+    rule(
+        "wharfage.dev",
+        &["registries/finalizers"],
+        &["update"],
+        "the owner of what goes with a Registry",
+    ),
     rule("policy", &["poddisruptionbudgets"], KEEP, "how many replicas a drain may take"),
-    rule("", &["persistentvolumeclaims"], &["get", "patch"], "volumes that grow, or want a StorageClass"),
+    rule(
+        "",
+        &["persistentvolumeclaims"],
+        &["get", "patch"],
+        "volumes that grow, or want a StorageClass",
+    ),
     rule("", &["pods"], &["list"], "why a replica doesn't serve"),
     rule(
         "cert-manager.io",
@@ -65,7 +80,14 @@ const fn rule(
     verbs: &'static [&'static str],
     reason: &'static str,
 ) -> PolicyRule {
-    PolicyRule { group, resources, verbs, scope: RuleScope::Cluster, feature: Feature::ManagedRegistries, reason }
+    PolicyRule {
+        group,
+        resources,
+        verbs,
+        scope: RuleScope::Cluster,
+        feature: Feature::ManagedRegistries,
+        reason,
+    }
 }
 
 /// Watches the objects of managed registries, so that a change by another party is corrected at once. Their Secrets are watched
@@ -106,7 +128,8 @@ pub(super) async fn reconcile(
     let work = WorkloadReconcile::new(controller, registry, managed, &kinds);
     let (pods, mut state) = match work.apply_all().await {
         Ok(pods) => {
-            let state = work.rollout_status(&pods).await.or_else(ReconcileError::into_conditions)?;
+            let state =
+                work.rollout_status(&pods).await.or_else(ReconcileError::into_conditions)?;
             (Some(pods), state)
         }
         // Running pods continue, and are reached as before.
@@ -125,7 +148,8 @@ pub(super) async fn reconcile(
             }
         }
     }
-    let endpoint = pods.is_some().then(|| workload::public_url(managed, &work.names, &work.namespace));
+    let endpoint =
+        pods.is_some().then(|| workload::public_url(managed, &work.names, &work.namespace));
     Ok(ManagedState { state, endpoint, connection })
 }
 
@@ -209,7 +233,9 @@ impl<'a> WorkloadReconcile<'a> {
     async fn rollout_status(&self, pods: &Pods) -> Result<ConditionSet, ReconcileError> {
         let stands = |state| ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) };
         match workload::rollout(pods, &[], None) {
-            Rollout::Serving(message) => return Ok(stands(ReadyState::Ready(Cause::new(Reason::Serving, message)))),
+            Rollout::Serving(message) => {
+                return Ok(stands(ReadyState::Ready(Cause::new(Reason::Serving, message))));
+            }
             Rollout::Stopped(message) => {
                 return Ok(stands(ReadyState::Reconciling(Cause::new(Reason::Stopped, message))));
             }
@@ -218,9 +244,12 @@ impl<'a> WorkloadReconcile<'a> {
         // Pods cannot start without their certificate.
         self.certificate().await?;
         let there: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
-        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &self.namespace);
-        let (there, claim) =
-            (there.list(&self.set.list_params()).await?.items, claims.get_opt(&self.names.claim()).await?);
+        let claims: Api<PersistentVolumeClaim> =
+            Api::namespaced(self.client.clone(), &self.namespace);
+        let (there, claim) = (
+            there.list(&self.set.list_params()).await?.items,
+            claims.get_opt(&self.names.claim()).await?,
+        );
         let (Rollout::Serving(message) | Rollout::Stopped(message) | Rollout::Progressing(message)) =
             workload::rollout(pods, &there, claim.as_ref());
         Ok(stands(ReadyState::Reconciling(Cause::new(Reason::Progressing, message))))

@@ -40,13 +40,17 @@ pub(super) async fn settle(
             // The reported conflict stays until that is known.
             let reported = condition(registry.conditions(), ConditionType::Ready)
                 .filter(|it| it.has_reason(&Reason::OwnedByAnother));
-            let refused = reported.map(|it| ReadyState::Stalled(Cause::new(Reason::OwnedByAnother, &*it.message)));
+            let refused = reported
+                .map(|it| ReadyState::Stalled(Cause::new(Reason::OwnedByAnother, &*it.message)));
             return Ok(SettingsState { refused, drifted: None });
         }
-        SettingsClaim::Contested(refused) => return Ok(SettingsState { refused: Some(refused), drifted: None }),
+        SettingsClaim::Contested(refused) => {
+            return Ok(SettingsState { refused: Some(refused), drifted: None });
+        }
     }
     let documents = desired.settings.documents();
-    let Some(documents) = ctx.registry_clients.lock_documents(registry_client, documents).await else {
+    let Some(documents) = ctx.registry_clients.lock_documents(registry_client, documents).await
+    else {
         return Ok(SettingsState { refused: None, drifted: None });
     };
     let settings = documents.observe(&desired.settings).await?;
@@ -58,12 +62,16 @@ pub(super) async fn settle(
         match documents.execute(step).await {
             Ok(()) => emit_events(&drift, registry, step, past).await,
             Err(error @ RegistryError::Rejected(_)) if past.is_drift() => {
-                let left: Vec<_> = plan.steps.iter().skip(index).flat_map(|it| it.changes.clone()).collect();
+                let left: Vec<_> =
+                    plan.steps.iter().skip(index).flat_map(|it| it.changes.clone()).collect();
                 if past == LastSync::InSync {
                     drift.detected(left.len());
                 }
                 let (refused, _) = failed(&error, &name, registry.conditions(), DEFAULT_INTERVAL);
-                return Ok(SettingsState { refused: Some(refused), drifted: Some(uncorrected(&left)) });
+                return Ok(SettingsState {
+                    refused: Some(refused),
+                    drifted: Some(uncorrected(&left)),
+                });
             }
             Err(error) => return Err(error),
         }
@@ -72,8 +80,8 @@ pub(super) async fn settle(
     let refused = plan.refused.first().map(refusal);
     let corrections = if past.is_drift() { changed } else { Vec::new() };
     // Settings that could not be read have no drift condition.
-    let drifted =
-        (refused.is_none() || !corrections.is_empty()).then(|| corrected(past, registry.conditions(), &corrections));
+    let drifted = (refused.is_none() || !corrections.is_empty())
+        .then(|| corrected(past, registry.conditions(), &corrections));
     Ok(SettingsState { refused, drifted })
 }
 
@@ -87,12 +95,22 @@ enum SettingsClaim {
     Contested(ReadyState),
 }
 
-fn claim(ctx: &Context, registry: &Registry, registry_client: &RegistryClient, desired: &Desired) -> SettingsClaim {
+fn claim(
+    ctx: &Context,
+    registry: &Registry,
+    registry_client: &RegistryClient,
+    desired: &Desired,
+) -> SettingsClaim {
     let Some(own) = registry_client.registry() else { return SettingsClaim::Unknown };
-    let precedes = |it: &Registry| it.metadata.deletion_timestamp.is_none() && older(it, registry) == Ordering::Less;
+    let precedes = |it: &Registry| {
+        it.metadata.deletion_timestamp.is_none() && older(it, registry) == Ordering::Less
+    };
     let mut claim = SettingsClaim::Free;
     for other in ctx.stores.registries.state_filter(precedes) {
-        let Some(field) = contested(desired, &desired_settings(&other, &ctx.settings.cluster)) else { continue };
+        let Some(field) = contested(desired, &desired_settings(&other, &ctx.settings.cluster))
+        else {
+            continue;
+        };
         let name = other.name_any();
         match ctx.registry_clients.get(&name).and_then(|it| it.registry().cloned()) {
             Some(its) if its == *own => {
@@ -100,13 +118,15 @@ fn claim(ctx: &Context, registry: &Registry, registry_client: &RegistryClient, d
                     "{field} conflicts with Registry {name}, which points to the same registry and is older; \
                      leave {field} to one of them. No setting of this one is applied"
                 );
-                return SettingsClaim::Contested(ReadyState::Stalled(Cause::new(Reason::OwnedByAnother, message)));
+                return SettingsClaim::Contested(ReadyState::Stalled(Cause::new(
+                    Reason::OwnedByAnother,
+                    message,
+                )));
             }
             // It was Ready before this operator started, so it will be known.
-            None if other
-                .status
-                .as_ref()
-                .is_some_and(|it| is_ready(&it.conditions) && it.endpoint.as_ref() == Some(&own.0)) =>
+            None if other.status.as_ref().is_some_and(|it| {
+                is_ready(&it.conditions) && it.endpoint.as_ref() == Some(&own.0)
+            }) =>
             {
                 claim = SettingsClaim::Unknown;
             }
@@ -121,9 +141,15 @@ async fn emit_events(drift: &Drift<'_>, registry: &Registry, step: &Step, past: 
     if past.is_drift() {
         drift.corrected(past, step.changes.len());
         events
-            .warning(registry, Reason::DriftCorrected, format!("drift of its settings was corrected: {changes}"))
+            .warning(
+                registry,
+                Reason::DriftCorrected,
+                format!("drift of its settings was corrected: {changes}"),
+            )
             .await;
     } else {
-        events.normal(registry, Reason::Updated, format!("its settings were changed: {changes}")).await;
+        events
+            .normal(registry, Reason::Updated, format!("its settings were changed: {changes}"))
+            .await;
     }
 }

@@ -34,13 +34,22 @@ struct Sent {
 impl Sent {
     /// A request as an SDK sends it, before it is signed.
     fn new(headers: &[(&str, &str)], body: &[u8]) -> Self {
-        let mut sent =
-            Self { method: Method::POST, uri: "/".parse().unwrap(), headers: HeaderMap::new(), body: body.to_vec() };
-        for (name, value) in [("host", "localhost:5000"), ("x-amz-target", "AmazonEC2ContainerRegistry_V20150921.X")] {
+        let mut sent = Self {
+            method: Method::POST,
+            uri: "/".parse().unwrap(),
+            headers: HeaderMap::new(),
+            body: body.to_vec(),
+        };
+        for (name, value) in
+            [("host", "localhost:5000"), ("x-amz-target", "AmazonEC2ContainerRegistry_V20150921.X")]
+        {
             sent.set(name, value);
         }
         for (name, value) in headers {
-            sent.headers.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap());
+            sent.headers.append(
+                HeaderName::try_from(*name).unwrap(),
+                HeaderValue::from_str(value).unwrap(),
+            );
         }
         sent
     }
@@ -66,12 +75,19 @@ impl Sent {
             .unwrap()
             .into();
         let uri = format!("http://localhost:5000{}", self.uri);
-        let headers = self.headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap()));
-        let request =
-            SignableRequest::new(self.method.as_str(), &uri, headers, SignableBody::Bytes(&self.body)).unwrap();
+        let headers =
+            self.headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap()));
+        let request = SignableRequest::new(
+            self.method.as_str(),
+            &uri,
+            headers,
+            SignableBody::Bytes(&self.body),
+        )
+        .unwrap();
         let (instructions, _) = sign(request, &params).unwrap().into_parts();
         for (name, value) in instructions.headers() {
-            self.headers.insert(HeaderName::try_from(name).unwrap(), HeaderValue::from_str(value).unwrap());
+            self.headers
+                .insert(HeaderName::try_from(name).unwrap(), HeaderValue::from_str(value).unwrap());
         }
         self
     }
@@ -100,14 +116,27 @@ fn a_signature_of_the_sdk_verifies() {
 }
 
 /// Method, target, headers, body, the names of the signed headers, the signature.
-type Example =
-    (&'static str, &'static str, &'static [(&'static str, &'static str)], &'static str, &'static str, &'static str);
+type Example = (
+    &'static str,
+    &'static str,
+    &'static [(&'static str, &'static str)],
+    &'static str,
+    &'static str,
+    &'static str,
+);
 
 /// From AWS's published test suite for Signature Version 4.
 #[test]
 fn the_published_examples_verify() {
     let examples: [Example; 5] = [
-        ("POST", "/", &[], "", "host;x-amz-date", "5da7c1a2acd57cee7505fc6676e4e544621c30862966e37dddb68e92efbe5d6b"),
+        (
+            "POST",
+            "/",
+            &[],
+            "",
+            "host;x-amz-date",
+            "5da7c1a2acd57cee7505fc6676e4e544621c30862966e37dddb68e92efbe5d6b",
+        ),
         (
             "GET",
             "/",
@@ -138,7 +167,10 @@ fn the_published_examples_verify() {
             &[
                 ("content-length", "13"),
                 ("content-type", "application/x-www-form-urlencoded"),
-                ("x-amz-content-sha256", "9095672bbd1f56dfc5b65f3e153adc8731a4a654192329106275f4c7b24d0b6e"),
+                (
+                    "x-amz-content-sha256",
+                    "9095672bbd1f56dfc5b65f3e153adc8731a4a654192329106275f4c7b24d0b6e",
+                ),
             ],
             "Param1=value1",
             "content-length;content-type;host;x-amz-content-sha256;x-amz-date",
@@ -152,13 +184,15 @@ fn the_published_examples_verify() {
         sent.set("host", "example.amazonaws.com");
         sent.set("x-amz-date", "20150830T123600Z");
         let credential = "AKIDEXAMPLE/20150830/us-east-1/service/aws4_request";
-        let authorization =
-            format!("{ALGORITHM} Credential={credential}, SignedHeaders={signed_headers}, Signature={signature}");
+        let authorization = format!(
+            "{ALGORITHM} Credential={credential}, SignedHeaders={signed_headers}, Signature={signature}"
+        );
         sent.set("authorization", &authorization);
         let region: Region = "us-east-1".parse().unwrap();
         let scope = Scope { region: &region, service: "service" };
         let (method, uri, headers) = (&sent.method, &sent.uri, &sent.headers);
-        let request = SignedRequest { method, uri, headers, body_hash: Sha256::digest(&sent.body).into() };
+        let request =
+            SignedRequest { method, uri, headers, body_hash: Sha256::digest(&sent.body).into() };
         let verified = verify(request, scope, &keyring(), at(NOW));
         assert!(verified.is_ok(), "{method} {uri}: {verified:?}");
     }
@@ -186,15 +220,23 @@ fn a_malformed_header_names_what_is_missing() {
         ("AWS4-HMAC-SHA256 Signature=00".into(), "'Credential'"),
         (format!("AWS4-HMAC-SHA256 Credential={scope}, Signature=00"), "'SignedHeaders'"),
         (format!("AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host"), "'Signature'"),
-        (format!("AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature="), "'Signature'"),
+        (
+            format!("AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature="),
+            "'Signature'",
+        ),
         (format!("AWS4-HMAC-SHA256 Credential={scope}, Credential={scope}"), "twice"),
-        ("AWS4-HMAC-SHA256 Credential=a/b/c, SignedHeaders=host, Signature=00".into(), "5 slash-delimited"),
+        (
+            "AWS4-HMAC-SHA256 Credential=a/b/c, SignedHeaders=host, Signature=00".into(),
+            "5 slash-delimited",
+        ),
         ("AWS4-HMAC-SHA256 Surprise=1".into(), "a parameter that"),
     ] {
         let mut sent = Sent::new(&[("x-amz-date", "20150830T123600Z")], b"");
         sent.set("authorization", &authorization);
         match sent.verify() {
-            Err(AuthError::IncompleteSignature(text)) => assert!(text.contains(expected), "{authorization}: {text}"),
+            Err(AuthError::IncompleteSignature(text)) => {
+                assert!(text.contains(expected), "{authorization}: {text}")
+            }
             other => panic!("{authorization}: {other:?}"),
         }
     }
@@ -202,7 +244,13 @@ fn a_malformed_header_names_what_is_missing() {
 
 #[test]
 fn a_date_must_be_in_the_basic_format() {
-    for date in ["2015-08-30T12:36:00Z", "20150830T123600", "20159930T123600Z", "Sun, 30 Aug 2015 12:36:00 GMT", ""] {
+    for date in [
+        "2015-08-30T12:36:00Z",
+        "20150830T123600",
+        "20159930T123600Z",
+        "Sun, 30 Aug 2015 12:36:00 GMT",
+        "",
+    ] {
         let mut sent = Sent::new(&[], b"").signed();
         sent.set("x-amz-date", date);
         assert!(matches!(sent.verify(), Err(AuthError::IncompleteSignature(_))), "{date}");
@@ -257,7 +305,10 @@ fn headers_that_the_server_evaluates_must_be_signed() {
         assert!(sent.refusal().contains("must be a 'SignedHeader'"), "{name}: {}", sent.refusal());
     }
     let mut added = Sent::new(&[], b"{}").signed();
-    added.headers.append(X_AMZ_TARGET, HeaderValue::from_static("AmazonEC2ContainerRegistry_V20150921.Other"));
+    added.headers.append(
+        X_AMZ_TARGET,
+        HeaderValue::from_static("AmazonEC2ContainerRegistry_V20150921.Other"),
+    );
     assert!(added.refusal().contains("does not match"), "{}", added.refusal());
 }
 

@@ -5,8 +5,10 @@ use super::*;
 /// Texts observed from Amazon ECR, which clients and scripts search for.
 #[test]
 fn texts_are_amazon_ecrs() {
-    let repository_ref =
-        || RepositoryRef { account: "123456789012".parse().unwrap(), name: "team/app".parse().unwrap() };
+    let repository_ref = || RepositoryRef {
+        account: "123456789012".parse().unwrap(),
+        name: "team/app".parse().unwrap(),
+    };
     let (digest, other) = (Digest::sha256(b"one"), Digest::sha256(b"two"));
     let named = "with name 'team/app' in the registry with id '123456789012'";
     let found = "with name 'team/app' does not exist in the registry with id '123456789012'";

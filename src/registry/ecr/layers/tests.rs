@@ -56,7 +56,12 @@ fn parts_are_base64_and_nothing_else() {
     let read = |body: &str| input::parse::<UploadPart>(body.as_bytes());
     let blob = read(r#"{"layerPartBlob": "aGk="}"#).unwrap().layer_part_blob.unwrap();
     assert_eq!(blob.0.as_ref(), b"hi");
-    for body in [r#"{"layerPartBlob": "%"}"#, r#"{"layerPartBlob": [1]}"#, r#"{"partFirstByte": "0"}"#, "[]"] {
+    for body in [
+        r#"{"layerPartBlob": "%"}"#,
+        r#"{"layerPartBlob": [1]}"#,
+        r#"{"partFirstByte": "0"}"#,
+        "[]",
+    ] {
         assert!(matches!(read(body), Err(EcrError::Serialization(_))), "{body}");
     }
     assert!(upload_id(Some("../../etc/passwd")).is_err());

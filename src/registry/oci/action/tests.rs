@@ -7,7 +7,8 @@ const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b
 const ID: &str = "6b3c9a93-af5d-473f-a4cf-9710022185cd";
 
 fn parse(method: &str, target: &str) -> Result<OciAction, ActionError> {
-    let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+    let (path, query) =
+        target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
     OciAction::parse(&method.parse().unwrap(), path, query)
 }
 
@@ -38,15 +39,43 @@ fn every_endpoint_of_the_specification_is_an_action() {
     let tag = Reference::Tag("latest".parse().unwrap());
     let id: Uuid = ID.parse().unwrap();
     let cases = [
-        ("GET", "manifests/latest".to_owned(), RepositoryAction::ReadManifest { reference: tag.clone(), head: false }),
-        ("HEAD", "manifests/latest".to_owned(), RepositoryAction::ReadManifest { reference: tag, head: true }),
-        ("DELETE", "manifests/latest".to_owned(), RepositoryAction::DeleteTag("latest".parse().unwrap())),
+        (
+            "GET",
+            "manifests/latest".to_owned(),
+            RepositoryAction::ReadManifest { reference: tag.clone(), head: false },
+        ),
+        (
+            "HEAD",
+            "manifests/latest".to_owned(),
+            RepositoryAction::ReadManifest { reference: tag, head: true },
+        ),
+        (
+            "DELETE",
+            "manifests/latest".to_owned(),
+            RepositoryAction::DeleteTag("latest".parse().unwrap()),
+        ),
         ("DELETE", format!("manifests/sha256:{HEX}"), RepositoryAction::DeleteManifest(digest())),
-        ("GET", format!("blobs/sha256:{HEX}"), RepositoryAction::ReadBlob { digest: digest(), head: false }),
-        ("HEAD", format!("blobs/sha256:{HEX}"), RepositoryAction::ReadBlob { digest: digest(), head: true }),
+        (
+            "GET",
+            format!("blobs/sha256:{HEX}"),
+            RepositoryAction::ReadBlob { digest: digest(), head: false },
+        ),
+        (
+            "HEAD",
+            format!("blobs/sha256:{HEX}"),
+            RepositoryAction::ReadBlob { digest: digest(), head: true },
+        ),
         ("DELETE", format!("blobs/sha256:{HEX}"), RepositoryAction::DeleteBlob(digest())),
-        ("POST", "blobs/uploads/".to_owned(), RepositoryAction::StartUpload(UploadStart::Session(Algorithm::Sha256))),
-        ("POST", "blobs/uploads".to_owned(), RepositoryAction::StartUpload(UploadStart::Session(Algorithm::Sha256))),
+        (
+            "POST",
+            "blobs/uploads/".to_owned(),
+            RepositoryAction::StartUpload(UploadStart::Session(Algorithm::Sha256)),
+        ),
+        (
+            "POST",
+            "blobs/uploads".to_owned(),
+            RepositoryAction::StartUpload(UploadStart::Session(Algorithm::Sha256)),
+        ),
         (
             "POST",
             "blobs/uploads/?digest-algorithm=sha512".to_owned(),
@@ -60,7 +89,10 @@ fn every_endpoint_of_the_specification_is_an_action() {
         (
             "POST",
             format!("blobs/uploads/?mount=sha256%3A{HEX}&from=other%2Fone"),
-            RepositoryAction::StartUpload(UploadStart::Mount { digest: digest(), from: Some(name("other/one")) }),
+            RepositoryAction::StartUpload(UploadStart::Mount {
+                digest: digest(),
+                from: Some(name("other/one")),
+            }),
         ),
         (
             "POST",
@@ -78,7 +110,11 @@ fn every_endpoint_of_the_specification_is_an_action() {
             RepositoryAction::StartUpload(UploadStart::Mount { digest: digest(), from: None }),
         ),
         ("PATCH", format!("blobs/uploads/{ID}"), RepositoryAction::PatchUpload(id)),
-        ("PUT", format!("blobs/uploads/{ID}?digest=sha256:{HEX}"), RepositoryAction::PutUpload(id, digest())),
+        (
+            "PUT",
+            format!("blobs/uploads/{ID}?digest=sha256:{HEX}"),
+            RepositoryAction::PutUpload(id, digest()),
+        ),
         ("GET", format!("blobs/uploads/{ID}"), RepositoryAction::UploadStatus(id)),
         ("DELETE", format!("blobs/uploads/{ID}"), RepositoryAction::CancelUpload(id)),
         (
@@ -98,7 +134,11 @@ fn every_endpoint_of_the_specification_is_an_action() {
     ];
     for (method, tail, expected) in cases {
         let parsed = parse(method, &format!("/v2/team/app/{tail}"));
-        assert_eq!(parsed, Ok(OciAction::Repository(name("team/app"), expected)), "{method} {tail}");
+        assert_eq!(
+            parsed,
+            Ok(OciAction::Repository(name("team/app"), expected)),
+            "{method} {tail}"
+        );
     }
     assert_eq!(parse("GET", "/v2/_catalog"), Ok(OciAction::Catalog(PageRequest::default())));
 }
@@ -136,17 +176,37 @@ fn errors_name_the_bad_part_of_a_request() {
     assert!(matches!(parse("GET", "/v2/UPPER/manifests/latest"), Err(ActionError::Name(_))));
     assert!(matches!(parse("GET", "/v2/ab/manifests/.hidden"), Err(ActionError::NoSuchTag(_))));
     assert!(matches!(parse("PUT", "/v2/ab/manifests/.hidden"), Err(ActionError::Tag(_))));
-    assert!(matches!(parse("GET", "/v2/ab/manifests/sha256:totallywrong"), Err(ActionError::Digest(_))));
+    assert!(matches!(
+        parse("GET", "/v2/ab/manifests/sha256:totallywrong"),
+        Err(ActionError::Digest(_))
+    ));
     assert!(matches!(parse("GET", "/v2/ab/blobs/latest"), Err(ActionError::Digest(_))));
-    assert!(matches!(parse("POST", "/v2/ab/blobs/uploads/?digest-algorithm=md5"), Err(ActionError::Digest(_))));
+    assert!(matches!(
+        parse("POST", "/v2/ab/blobs/uploads/?digest-algorithm=md5"),
+        Err(ActionError::Digest(_))
+    ));
     assert!(matches!(parse("PATCH", "/v2/ab/blobs/uploads/7"), Err(ActionError::Upload(_))));
-    assert!(matches!(parse("PUT", &format!("/v2/ab/blobs/uploads/{ID}")), Err(ActionError::Parameter { .. })));
-    assert!(matches!(parse("GET", "/v2/ab/tags/list?n=-1"), Err(ActionError::Parameter { name: "n", .. })));
-    assert!(matches!(parse("GET", "/v2/ab/tags/list?n="), Err(ActionError::Parameter { name: "n", .. })));
+    assert!(matches!(
+        parse("PUT", &format!("/v2/ab/blobs/uploads/{ID}")),
+        Err(ActionError::Parameter { .. })
+    ));
+    assert!(matches!(
+        parse("GET", "/v2/ab/tags/list?n=-1"),
+        Err(ActionError::Parameter { name: "n", .. })
+    ));
+    assert!(matches!(
+        parse("GET", "/v2/ab/tags/list?n="),
+        Err(ActionError::Parameter { name: "n", .. })
+    ));
     assert!(matches!(parse("PATCH", "/v2/ab/manifests/latest"), Err(ActionError::Method(_))));
-    for unknown in ["/v2/ab", "/v2/ab/tags", "/v2//", "/v2/ab/manifests/latest/", "/v2x", "/v2/ab/tags/list/"] {
+    for unknown in
+        ["/v2/ab", "/v2/ab/tags", "/v2//", "/v2/ab/manifests/latest/", "/v2x", "/v2/ab/tags/list/"]
+    {
         let parsed = parse("GET", unknown);
-        assert!(!matches!(parsed, Ok(OciAction::Repository(..) | OciAction::Catalog(_))), "{unknown} is {parsed:?}");
+        assert!(
+            !matches!(parsed, Ok(OciAction::Repository(..) | OciAction::Catalog(_))),
+            "{unknown} is {parsed:?}"
+        );
     }
 }
 
@@ -154,7 +214,10 @@ fn errors_name_the_bad_part_of_a_request() {
 fn a_page_is_never_longer_than_a_thousand() {
     for n in ["1001", "99999999999999999999999999"] {
         let page = PageRequest { n: Some(MAX_PAGE), last: None };
-        assert_eq!(act("GET", &format!("/v2/ab/tags/list?n={n}")), RepositoryAction::ListTags(page));
+        assert_eq!(
+            act("GET", &format!("/v2/ab/tags/list?n={n}")),
+            RepositoryAction::ListTags(page)
+        );
     }
 }
 

@@ -12,7 +12,9 @@ pub(crate) enum InvalidManifest {
     TooLarge(usize),
     /// It is not JSON, or neither it nor the request has a media type: ECR reports the same error
     /// for both.
-    #[error("Invalid parameter at 'ImageManifest' failed to satisfy constraint: 'Invalid JSON syntax'")]
+    #[error(
+        "Invalid parameter at 'ImageManifest' failed to satisfy constraint: 'Invalid JSON syntax'"
+    )]
     Syntax,
     /// It is JSON, but not of its media type.
     #[error("Invalid parameter at 'ImageManifest' failed to satisfy constraint: '{0}'")]

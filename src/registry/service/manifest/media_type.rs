@@ -60,14 +60,18 @@ pub(super) fn media_type(
     }
     let text = own.or(declared).ok_or(InvalidManifest::Syntax)?;
     if SCHEMA_1.iter().any(|old| old.eq_ignore_ascii_case(text)) {
-        let text =
-            format!("Media type {text} is not supported: Docker's image manifest version 2, schema 1 is obsolete");
+        let text = format!(
+            "Media type {text} is not supported: Docker's image manifest version 2, schema 1 is obsolete"
+        );
         return Err(InvalidManifest::MediaType(text));
     }
     ManifestKind::of(text).ok_or_else(|| {
         let known: Vec<&str> = ManifestKind::MEDIA_TYPES.iter().map(|(known, _)| *known).collect();
         let text = shortened(text);
-        InvalidManifest::MediaType(format!("Media type {text} is not supported; supported: [{}]", known.join(", ")))
+        InvalidManifest::MediaType(format!(
+            "Media type {text} is not supported; supported: [{}]",
+            known.join(", ")
+        ))
     })
 }
 

@@ -67,10 +67,11 @@ pub(crate) fn check(
     if shape.values > MAX_VALUES {
         return Err(content(format!("JSON has more than {MAX_VALUES} values")));
     }
-    let wire: WireManifest<'_> = serde_json::from_slice(&payload).map_err(|error| match error.classify() {
-        serde_json::error::Category::Data => content(error.to_string()),
-        _ => InvalidManifest::Syntax,
-    })?;
+    let wire: WireManifest<'_> =
+        serde_json::from_slice(&payload).map_err(|error| match error.classify() {
+            serde_json::error::Category::Data => content(error.to_string()),
+            _ => InvalidManifest::Syntax,
+        })?;
     let (media_type, kind) = media_type(wire.media_type.as_deref(), declared)?;
     let read = match kind {
         ManifestKind::Image => references::of_image(&wire)?,

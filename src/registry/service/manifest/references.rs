@@ -24,13 +24,18 @@ struct SeenDigests(HashMap<Digest, u64>);
 
 impl SeenDigests {
     /// Returns whether a descriptor is the first of its digest.
-    fn is_first(&mut self, member: &str, digest: &Digest, size: u64) -> Result<bool, InvalidManifest> {
+    fn is_first(
+        &mut self,
+        member: &str,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<bool, InvalidManifest> {
         match self.0.insert(digest.clone(), size) {
             None => Ok(true),
             Some(before) if before == size => Ok(false),
-            Some(before) => {
-                Err(content(format!("{member}: size is {size}, but another descriptor of {digest} says {before}")))
-            }
+            Some(before) => Err(content(format!(
+                "{member}: size is {size}, but another descriptor of {digest} says {before}"
+            ))),
         }
     }
 }
@@ -115,7 +120,9 @@ fn schema_version(wire: &WireManifest<'_>, expected: i64) -> Result<(), InvalidM
 
 fn limit_references(member: &str, count: usize) -> Result<(), InvalidManifest> {
     if count > MAX_REFERENCES {
-        return Err(content(format!("{member} must have at most {MAX_REFERENCES} entries, not {count}")));
+        return Err(content(format!(
+            "{member} must have at most {MAX_REFERENCES} entries, not {count}"
+        )));
     }
     Ok(())
 }

@@ -27,7 +27,10 @@ fn image_manifest() -> Value {
     })
 }
 
-fn check_json(manifest: &Value, declared: Option<&str>) -> Result<CheckedManifest, InvalidManifest> {
+fn check_json(
+    manifest: &Value,
+    declared: Option<&str>,
+) -> Result<CheckedManifest, InvalidManifest> {
     check(Bytes::from(manifest.to_string()), declared, Algorithm::Sha256, 4_194_304)
 }
 
@@ -43,12 +46,18 @@ fn reason(result: Result<CheckedManifest, InvalidManifest>) -> String {
 
 #[test]
 fn an_image_needs_its_config_and_each_layer_once() {
-    let checked = check_json(&image_manifest(), Some("application/vnd.oci.image.manifest.v1+json; charset=utf-8"));
+    let checked = check_json(
+        &image_manifest(),
+        Some("application/vnd.oci.image.manifest.v1+json; charset=utf-8"),
+    );
     let manifest = checked.unwrap().manifest;
     let blobs: Vec<String> = manifest.blobs.iter().map(|blob| blob.digest.to_string()).collect();
     assert_eq!(blobs, [digest("config"), digest("a"), digest("b")]);
     assert_eq!(manifest.digest, Digest::sha256(image_manifest().to_string().as_bytes()));
-    assert_eq!(manifest.config_media_type.as_deref(), Some("application/vnd.oci.image.config.v1+json"));
+    assert_eq!(
+        manifest.config_media_type.as_deref(),
+        Some("application/vnd.oci.image.config.v1+json")
+    );
     assert!(manifest.children.is_empty() && manifest.subject.is_none());
 }
 
@@ -71,21 +80,29 @@ fn a_foreign_layer_with_urls_need_not_exist() {
         "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
     ];
     for media_type in FOREIGN {
-        let nowhere =
-            [layer(media_type, None), layer(media_type, Some(&json!([]))), layer(media_type, Some(&json!(null)))];
+        let nowhere = [
+            layer(media_type, None),
+            layer(media_type, Some(&json!([]))),
+            layer(media_type, Some(&json!(null))),
+        ];
         let checked = check_json(
-            &with("layers", json!([layer(media_type, Some(&urls)), nowhere[0], nowhere[1], nowhere[2]])),
+            &with(
+                "layers",
+                json!([layer(media_type, Some(&urls)), nowhere[0], nowhere[1], nowhere[2]]),
+            ),
             None,
         );
         let checked = checked.unwrap();
         assert_eq!((checked.foreign.len(), checked.manifest.blobs.len()), (1, 4), "{media_type}");
     }
     for ordinary in ["application/vnd.oci.image.layer.v1.tar+gzip", "application/vnd.example", ""] {
-        let checked = check_json(&with("layers", json!([layer(ordinary, Some(&urls))])), None).unwrap();
+        let checked =
+            check_json(&with("layers", json!([layer(ordinary, Some(&urls))])), None).unwrap();
         assert_eq!((checked.foreign.len(), checked.manifest.blobs.len()), (0, 2), "{ordinary}");
     }
     for bad in ["", "file:///etc/passwd", "example.com/layer", "https:/"] {
-        let refused = check_json(&with("layers", json!([layer(FOREIGN[0], Some(&json!([bad])))])), None);
+        let refused =
+            check_json(&with("layers", json!([layer(FOREIGN[0], Some(&json!([bad])))])), None);
         assert!(reason(refused).contains("layers[0]: urls must begin with"), "{bad}");
     }
 }
@@ -106,7 +123,10 @@ fn an_index_of_layers_is_refused_without_calling_them_images() {
 fn one_digest_has_one_size() {
     let (one, mut other) = (descriptor("a"), descriptor("a"));
     other["size"] = json!(4);
-    assert!(reason(check_json(&with("layers", json!([one, other])), None)).contains("layers[1]: size is 4"));
+    assert!(
+        reason(check_json(&with("layers", json!([one, other])), None))
+            .contains("layers[1]: size is 4")
+    );
     let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [child("a", 1), child("a", 2)]});
     assert!(reason(check_json(&index, None)).contains("manifests[1]: size is 2"));
 }
@@ -164,7 +184,8 @@ fn too_many_values_are_refused_unparsed() {
 
 #[test]
 fn annotations_of_referrers_are_limited() {
-    let many = |number: usize| -> Value { (0..number).map(|n| (n.to_string(), json!(""))).collect() };
+    let many =
+        |number: usize| -> Value { (0..number).map(|n| (n.to_string(), json!(""))).collect() };
     let long = |bytes: usize| json!({ "a": "x".repeat(bytes - 1) });
     let subject = with("annotations", Value::Null)["config"].clone();
     for (right, wrong) in [(many(1_000), many(1_001)), (long(65_536), long(65_537))] {
@@ -172,7 +193,10 @@ fn annotations_of_referrers_are_limited() {
         manifest["subject"] = subject.clone();
         assert_eq!(json!(check_json(&manifest, None).unwrap().manifest.annotations), right);
         manifest["annotations"] = wrong;
-        assert!(reason(check_json(&manifest, None)).contains("at most 1000 annotations of 65536 bytes together"));
+        assert!(
+            reason(check_json(&manifest, None))
+                .contains("at most 1000 annotations of 65536 bytes together")
+        );
         // Nobody repeats those of other manifests.
         manifest["subject"] = Value::Null;
         check_json(&manifest, None).unwrap();
@@ -196,10 +220,14 @@ fn the_media_type_is_the_manifests_own_or_else_the_requests() {
     silent.as_object_mut().unwrap().remove("mediaType");
     assert_eq!(check_json(&silent, Some(IMAGE)).unwrap().manifest.media_type, IMAGE);
     let refused = reason(check_json(&silent, None));
-    let text = "Invalid parameter at 'ImageManifest' failed to satisfy constraint: 'Invalid JSON syntax'";
+    let text =
+        "Invalid parameter at 'ImageManifest' failed to satisfy constraint: 'Invalid JSON syntax'";
     assert_eq!(refused, text);
     assert!(reason(check_json(&image_manifest(), Some(INDEX))).contains(INDEX));
-    assert!(reason(check_json(&with("mediaType", json!("text/plain")), None)).contains("text/plain is not supported"));
+    assert!(
+        reason(check_json(&with("mediaType", json!("text/plain")), None))
+            .contains("text/plain is not supported")
+    );
 }
 
 #[test]
@@ -213,7 +241,8 @@ fn a_manifest_that_could_be_read_as_either_kind_is_refused() {
 
 #[test]
 fn a_duplicate_member_is_refused() {
-    let text = format!(r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[],"manifests":[]}}"#);
+    let text =
+        format!(r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[],"manifests":[]}}"#);
     let refused = check(Bytes::from(text), None, Algorithm::Sha256, 1000);
     assert!(reason(refused).contains("duplicate field"));
 }
@@ -232,7 +261,10 @@ fn a_broken_descriptor_is_named() {
     }
     for place in ["config", "subject"] {
         let sizeless = json!({"mediaType": "a/b", "digest": digest("a")});
-        assert!(reason(check_json(&with(place, sizeless), None)).contains(&format!("{place}: size is missing")));
+        assert!(
+            reason(check_json(&with(place, sizeless), None))
+                .contains(&format!("{place}: size is missing"))
+        );
     }
     assert!(bad("urls", json!("https://example.com")).contains("urls has an invalid type"));
     assert!(bad("digest", json!("sha256:short")).contains("sha256:short"));
@@ -268,7 +300,8 @@ fn size_depth_and_references_have_limits() {
     let refused = check(Bytes::from(text.clone()), None, Algorithm::Sha256, text.len() - 1);
     assert_eq!(refused.unwrap_err(), InvalidManifest::TooLarge(text.len() - 1));
     let nested = |levels: usize| {
-        let deep: Value = serde_json::from_str(&("[".repeat(levels) + &"]".repeat(levels))).unwrap();
+        let deep: Value =
+            serde_json::from_str(&("[".repeat(levels) + &"]".repeat(levels))).unwrap();
         check_json(&with("custom", deep), None)
     };
     assert!(nested(MAX_DEPTH - 1).is_ok());

@@ -53,10 +53,11 @@ impl Descriptor<'_> {
     /// (The reference registry reads a missing size as zero, and clients then fail to pull.)
     pub(super) fn check(&self, member: &str) -> Result<(Digest, u64), InvalidManifest> {
         let required = |name: &str| content(format!("{member}: {name} is missing"));
-        let digest: String = read(member, "digest", self.digest)?.ok_or_else(|| required("digest"))?;
+        let digest: String =
+            read(member, "digest", self.digest)?.ok_or_else(|| required("digest"))?;
         let size: i64 = read(member, "size", self.size)?.ok_or_else(|| required("size"))?;
-        let size =
-            u64::try_from(size).map_err(|_| content(format!("{member}: size must not be negative, but is {size}")))?;
+        let size = u64::try_from(size)
+            .map_err(|_| content(format!("{member}: size must not be negative, but is {size}")))?;
         Ok((digest.parse().map_err(|error| content(format!("{member}: {error}")))?, size))
     }
 
@@ -71,10 +72,13 @@ impl Descriptor<'_> {
         let urls: Vec<String> = read(member, "urls", self.urls)?.unwrap_or_default();
         if let Some(url) = urls.iter().find(|url| !is_web_address(url)) {
             let url = shortened(url);
-            return Err(content(format!("{member}: urls must begin with http:// or https://, but one is {url:?}")));
+            return Err(content(format!(
+                "{member}: urls must begin with http:// or https://, but one is {url:?}"
+            )));
         }
         let media_type = self.media_type(member)?;
-        let is_of_foreign_type = media_type.starts_with("application/vnd.oci.image.layer.nondistributable.")
+        let is_of_foreign_type = media_type
+            .starts_with("application/vnd.oci.image.layer.nondistributable.")
             || media_type.starts_with("application/vnd.docker.image.rootfs.foreign.");
         Ok(is_of_foreign_type && !urls.is_empty())
     }
@@ -101,6 +105,8 @@ fn is_web_address(url: &str) -> bool {
 }
 
 /// Reads a list that is present; `null`, which Go writes for an empty list, counts as present.
-fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Descriptor<'de>>>, D::Error> {
+fn list<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<Descriptor<'de>>>, D::Error> {
     Ok(Some(Option::deserialize(deserializer)?.unwrap_or_default()))
 }

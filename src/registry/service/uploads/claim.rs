@@ -54,7 +54,12 @@ impl LastRenewal {
 }
 
 /// Renews a claim at every heartbeat, until it is lost.
-async fn renew_until_lost(registry: Arc<Registry>, id: Uuid, version: i64, renewed: Arc<LastRenewal>) {
+async fn renew_until_lost(
+    registry: Arc<Registry>,
+    id: Uuid,
+    version: i64,
+    renewed: Arc<LastRenewal>,
+) {
     loop {
         tokio::time::sleep(HEARTBEAT_INTERVAL).await;
         let asked = Instant::now();

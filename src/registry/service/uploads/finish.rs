@@ -30,26 +30,40 @@ impl UploadSession {
     ///
     /// # Errors
     /// `DigestMismatch` when none does; the session is deleted then.
-    pub async fn finish(mut self, expected: &[Digest], now: Timestamp) -> Result<FinishedUpload, UploadFailure> {
+    pub async fn finish(
+        mut self,
+        expected: &[Digest],
+        now: Timestamp,
+    ) -> Result<FinishedUpload, UploadFailure> {
         let finished = self.try_finish(expected, now).await;
         self.close().await;
         finished
     }
 
-    async fn try_finish(&mut self, expected: &[Digest], now: Timestamp) -> Result<FinishedUpload, UploadFailure> {
+    async fn try_finish(
+        &mut self,
+        expected: &[Digest],
+        now: Timestamp,
+    ) -> Result<FinishedUpload, UploadFailure> {
         if let Some(writer) = &mut self.writer
             && let Err(error) = writer.inspected().await
         {
             return Err(self.on_blob_error(error).await);
         }
         let hashed = self.hasher.lock().digest();
-        let other = expected.iter().map(Digest::algorithm).find(|algorithm| *algorithm != hashed.algorithm());
+        let other = expected
+            .iter()
+            .map(Digest::algorithm)
+            .find(|algorithm| *algorithm != hashed.algorithm());
         if !expected.contains(&hashed) && other.is_none() {
             return Err(self.reject(hashed).await);
         }
         let sealed = self.seal().await?;
         if sealed.recovered && self.hash_again(&sealed, hashed.algorithm()).await? != hashed {
-            let reason = format!("the bytes of upload {} are not the ones that were acknowledged", self.upload.id);
+            let reason = format!(
+                "the bytes of upload {} are not the ones that were acknowledged",
+                self.upload.id
+            );
             return Err(self.on_blob_error(StoreError::Inconsistent(reason)).await);
         }
         if expected.contains(&hashed) {
@@ -57,7 +71,11 @@ impl UploadSession {
         }
         let Some(algorithm) = other else { return Err(self.reject(hashed).await) };
         let again = self.hash_again(&sealed, algorithm).await?;
-        if expected.contains(&again) { self.commit(sealed, again, now).await } else { Err(self.reject(again).await) }
+        if expected.contains(&again) {
+            self.commit(sealed, again, now).await
+        } else {
+            Err(self.reject(again).await)
+        }
     }
 
     /// Makes the bytes durable at their final location, also for a blob of no bytes.
@@ -65,7 +83,9 @@ impl UploadSession {
         let progress = &self.upload.progress;
         if self.received == 0 && self.claim.is_none() && self.upload.claimed_until.is_none() {
             // When the last chunk left nothing to write, no other writer needs to be kept out.
-            if let Some(sealed) = self.registry.blobs.sealed(progress.offset, &progress.writer).await? {
+            if let Some(sealed) =
+                self.registry.blobs.sealed(progress.offset, &progress.writer).await?
+            {
                 return Ok(sealed);
             }
         }
@@ -124,7 +144,11 @@ impl UploadSession {
     }
 
     /// Reads the stored bytes back to hash them.
-    async fn hash_again(&mut self, sealed: &Sealed, algorithm: Algorithm) -> Result<Digest, UploadFailure> {
+    async fn hash_again(
+        &mut self,
+        sealed: &Sealed,
+        algorithm: Algorithm,
+    ) -> Result<Digest, UploadFailure> {
         let size = self.offset();
         let mut hasher = Hasher::new(algorithm);
         if size > 0 {

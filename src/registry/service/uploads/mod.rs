@@ -108,9 +108,12 @@ impl Registry {
         id: Uuid,
     ) -> Result<UploadSession, UploadFailure> {
         let deadline = tokio::time::Instant::now() + BUSY_TIMEOUT;
-        let lock = tokio::time::timeout_at(deadline, self.uploads.lock(id)).await.map_err(|_| UploadFailure::Busy)?;
+        let lock = tokio::time::timeout_at(deadline, self.uploads.lock(id))
+            .await
+            .map_err(|_| UploadFailure::Busy)?;
         loop {
-            let upload = self.metadata.find_upload(repository, id).await?.ok_or(UploadFailure::NotFound)?;
+            let upload =
+                self.metadata.find_upload(repository, id).await?.ok_or(UploadFailure::NotFound)?;
             // The store grants claims by its own clock; this clock only decides how long to wait.
             if upload.claimed_until.is_none_or(|until| until <= Timestamp::now()) {
                 return UploadSession::new(Arc::clone(self), upload, lock);
@@ -138,14 +141,20 @@ impl Registry {
         if !self.metadata.create_upload(upload.clone(), Some(CLAIM_DURATION)).await? {
             return Err(UploadFailure::NotFound);
         }
-        let claim = UploadClaim { version: upload.version, generation: upload.generation, takeover: false };
+        let claim =
+            UploadClaim { version: upload.version, generation: upload.generation, takeover: false };
         let mut session = UploadSession::new(Arc::clone(self), upload, lock)?;
         session.keep_claim(claim);
         Ok(session)
     }
 }
 
-fn new_upload(repository: RepositoryId, algorithm: Algorithm, announced: bool, now: Timestamp) -> Upload {
+fn new_upload(
+    repository: RepositoryId,
+    algorithm: Algorithm,
+    announced: bool,
+    now: Timestamp,
+) -> Upload {
     Upload {
         id: Uuid::new_v4(),
         repository,

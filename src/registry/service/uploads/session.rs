@@ -43,10 +43,18 @@ impl std::fmt::Debug for UploadSession {
 }
 
 impl UploadSession {
-    pub(super) fn new(registry: Arc<Registry>, upload: Upload, lock: SessionLock) -> Result<Self, UploadFailure> {
-        let hasher = Hasher::restore(upload.algorithm, &upload.progress.hash_state).ok_or_else(|| {
-            StoreError::Inconsistent(format!("the hash state of upload {} cannot be read", upload.id))
-        })?;
+    pub(super) fn new(
+        registry: Arc<Registry>,
+        upload: Upload,
+        lock: SessionLock,
+    ) -> Result<Self, UploadFailure> {
+        let hasher =
+            Hasher::restore(upload.algorithm, &upload.progress.hash_state).ok_or_else(|| {
+                StoreError::Inconsistent(format!(
+                    "the hash state of upload {} cannot be read",
+                    upload.id
+                ))
+            })?;
         Ok(Self {
             registry,
             upload,
@@ -126,7 +134,12 @@ impl UploadSession {
         let key = UploadKey { generation: self.upload.generation, key: self.upload.key.clone() };
         let progress = &self.upload.progress;
         let inspect = self.hasher.clone();
-        match self.registry.blobs.writer(&key, progress.offset, &progress.writer, handover, inspect).await {
+        match self
+            .registry
+            .blobs
+            .writer(&key, progress.offset, &progress.writer, handover, inspect)
+            .await
+        {
             Ok(writer) => self.writer = Some(writer),
             Err(error) => return Err(self.on_blob_error(error).await),
         }
@@ -136,7 +149,8 @@ impl UploadSession {
     /// Claims the session as it was read.
     async fn claim(&mut self) -> Result<Handover, UploadFailure> {
         let (fresh, now) = (Generation::random(), Timestamp::now());
-        let claimed = self.registry.metadata.claim_upload(&self.upload, fresh, now, CLAIM_DURATION).await?;
+        let claimed =
+            self.registry.metadata.claim_upload(&self.upload, fresh, now, CLAIM_DURATION).await?;
         Ok(self.keep_claim(claimed))
     }
 
@@ -146,7 +160,8 @@ impl UploadSession {
         self.upload.version = version;
         self.upload.generation = generation;
         let handover = if takeover { Handover::Takeover } else { Handover::Clean };
-        self.claim = Some(HeldClaim::new(Arc::clone(&self.registry), self.upload.id, version, handover));
+        self.claim =
+            Some(HeldClaim::new(Arc::clone(&self.registry), self.upload.id, version, handover));
         handover
     }
 
@@ -158,7 +173,12 @@ impl UploadSession {
         }
         let asked = Instant::now();
         let (id, version) = (self.upload.id, self.upload.version);
-        match self.registry.metadata.renew_upload(id, version, Timestamp::now(), CLAIM_DURATION).await {
+        match self
+            .registry
+            .metadata
+            .renew_upload(id, version, Timestamp::now(), CLAIM_DURATION)
+            .await
+        {
             Ok(()) => {
                 claim.renewed.set(Some(asked));
                 Ok(())
@@ -185,7 +205,11 @@ impl UploadSession {
     ///
     /// # Errors
     /// As [`UploadSession::acknowledge`]'s.
-    pub async fn pause(mut self, protocol_state: Option<Vec<u8>>, now: Timestamp) -> Result<u64, UploadFailure> {
+    pub async fn pause(
+        mut self,
+        protocol_state: Option<Vec<u8>>,
+        now: Timestamp,
+    ) -> Result<u64, UploadFailure> {
         let paused = match self.upload.announced {
             true => self.checkpoint(protocol_state, None, now).await,
             false => Ok(self.offset()),
@@ -214,7 +238,8 @@ impl UploadSession {
             offset: self.offset(),
             hash_state: self.hasher.lock().save(),
             writer: state,
-            protocol_state: protocol_state.unwrap_or_else(|| self.upload.progress.protocol_state.clone()),
+            protocol_state: protocol_state
+                .unwrap_or_else(|| self.upload.progress.protocol_state.clone()),
             updated_at: now,
         };
         let advance = AdvanceUpload {

@@ -72,7 +72,17 @@ mod tests {
     #[test]
     fn a_buffer_has_the_length_asked_for_and_comes_back_for_the_next() {
         let pool = Buffers::default();
-        for len in [1, TINY, TINY + 1, 16 * 1024, 16 * 1024 + 1, 64 * 1024, 64 * 1024 + 1, 128 * 1024, 128 * 1024 + 1] {
+        for len in [
+            1,
+            TINY,
+            TINY + 1,
+            16 * 1024,
+            16 * 1024 + 1,
+            64 * 1024,
+            64 * 1024 + 1,
+            128 * 1024,
+            128 * 1024 + 1,
+        ] {
             assert_eq!(pool.take(len).as_ref().len(), len);
         }
         assert!(

@@ -23,7 +23,10 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatVfsMountFlags};
 
 use self::buffers::Buffers;
 use self::state::FileProgress;
-use super::{BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, Inspect, Sealed, UploadKey, WriterState};
+use super::{
+    BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, Inspect, Sealed, UploadKey,
+    WriterState,
+};
 use crate::disk::Disk;
 use crate::{StoreError, StoreResult};
 
@@ -60,7 +63,8 @@ impl FolderBlobs {
     /// # Errors
     /// When the folder cannot be created, opened or synced.
     pub fn open_on(root: &Path, disk: Arc<Disk>) -> StoreResult<Self> {
-        let folder = prepare(root).map_err(|e| io_error("prepare", &root.display().to_string(), e))?;
+        let folder =
+            prepare(root).map_err(|e| io_error("prepare", &root.display().to_string(), e))?;
         Ok(Self(Arc::new(BlobFolder {
             path: root.to_owned(),
             root: folder,
@@ -109,11 +113,15 @@ impl Blobs for FolderBlobs {
         let fresh = key.as_stored()?;
         let progress = FileProgress::decode(state)?;
         let folder = Arc::clone(&self.0);
-        Ok(Box::new(write::FolderWriter::open(folder, fresh, offset, progress, handover, inspect).await?))
+        Ok(Box::new(
+            write::FolderWriter::open(folder, fresh, offset, progress, handover, inspect).await?,
+        ))
     }
 
     async fn sealed(&self, size: u64, state: &WriterState) -> StoreResult<Option<Sealed>> {
-        let FileProgress { file: Some(file), stale } = FileProgress::decode(state)? else { return Ok(None) };
+        let FileProgress { file: Some(file), stale } = FileProgress::decode(state)? else {
+            return Ok(None);
+        };
         let whole = self.stored_size(file).await? == Some(size);
         Ok(whole.then(|| Sealed {
             generation: file,
@@ -125,13 +133,16 @@ impl Blobs for FolderBlobs {
 
     async fn read(&self, key: &BlobKey, range: Range<u64>) -> StoreResult<BlobReader> {
         let generation = key.as_stored()?;
-        let reader = read::FolderReader::open(Arc::clone(&self.0), generation, key.size, range).await?;
+        let reader =
+            read::FolderReader::open(Arc::clone(&self.0), generation, key.size, range).await?;
         Ok(reader.boxed())
     }
 
     async fn stored_size(&self, generation: Generation) -> StoreResult<Option<u64>> {
         let folder = Arc::clone(&self.0);
-        let stat = blocking(move || rustix::fs::statat(&folder.root, generation.path(), AtFlags::empty())).await?;
+        let stat =
+            blocking(move || rustix::fs::statat(&folder.root, generation.path(), AtFlags::empty()))
+                .await?;
         match stat {
             Ok(found) => Ok(Some(u64::try_from(found.st_size).unwrap_or_default())),
             Err(rustix::io::Errno::NOENT) => Ok(None),
@@ -139,21 +150,36 @@ impl Blobs for FolderBlobs {
         }
     }
 
-    fn generations_to_delete(&self, generation: Generation, state: &WriterState) -> StoreResult<Vec<Generation>> {
+    fn generations_to_delete(
+        &self,
+        generation: Generation,
+        state: &WriterState,
+    ) -> StoreResult<Vec<Generation>> {
         let FileProgress { file, stale } = FileProgress::decode(state)?;
         Ok([Some(generation), file, stale].into_iter().flatten().collect())
     }
 
-    async fn delete(&self, generation: Generation, state: &WriterState, live: &[Generation]) -> StoreResult<()> {
+    async fn delete(
+        &self,
+        generation: Generation,
+        state: &WriterState,
+        live: &[Generation],
+    ) -> StoreResult<()> {
         let mut generations = self.generations_to_delete(generation, state)?;
         generations.retain(|generation| !live.contains(generation));
         let folder = Arc::clone(&self.0);
-        blocking(move || generations.into_iter().try_for_each(|generation| folder.delete(generation)))
-            .await?
-            .map_err(|e| io_error("delete", &generation.path(), e))
+        blocking(move || {
+            generations.into_iter().try_for_each(|generation| folder.delete(generation))
+        })
+        .await?
+        .map_err(|e| io_error("delete", &generation.path(), e))
     }
 
-    async fn presigned_url(&self, _key: &BlobKey, _valid_for: Duration) -> StoreResult<Option<String>> {
+    async fn presigned_url(
+        &self,
+        _key: &BlobKey,
+        _valid_for: Duration,
+    ) -> StoreResult<Option<String>> {
         Ok(None)
     }
 

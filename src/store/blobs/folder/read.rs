@@ -46,20 +46,29 @@ impl FolderReader {
         range: Range<u64>,
     ) -> StoreResult<Self> {
         if range.start > range.end || range.end > size {
-            return Err(StoreError::Backend(format!("range {range:?} is not within {size} bytes").into()));
+            return Err(StoreError::Backend(
+                format!("range {range:?} is not within {size} bytes").into(),
+            ));
         }
         let (buffers, open) = (folder.buffers.clone(), Arc::clone(&folder.readers));
-        let file = match cached::open(&folder, generation) {
-            Some(file) => file,
-            None => blocking(move || folder.open(generation, OFlags::RDONLY)).await?.map_err(|e| match e.kind() {
-                io::ErrorKind::NotFound => StoreError::Inconsistent(format!("{} is missing", generation.path())),
-                _ => io_error("open", &generation.path(), e),
-            })?,
-        };
+        let file =
+            match cached::open(&folder, generation) {
+                Some(file) => file,
+                None => blocking(move || folder.open(generation, OFlags::RDONLY)).await?.map_err(
+                    |e| match e.kind() {
+                        io::ErrorKind::NotFound => {
+                            StoreError::Inconsistent(format!("{} is missing", generation.path()))
+                        }
+                        _ => io_error("open", &generation.path(), e),
+                    },
+                )?,
+            };
         let found = file.metadata().map_err(|e| io_error("inspect", &generation.path(), e))?.len();
         if found != size {
             let path = generation.path();
-            return Err(StoreError::Inconsistent(format!("{path} has {found} bytes instead of {size}")));
+            return Err(StoreError::Inconsistent(format!(
+                "{path} has {found} bytes instead of {size}"
+            )));
         }
         Ok(Self { file: Arc::new(file), generation, buffers, left: range, open, fetching: None })
     }
@@ -89,7 +98,8 @@ impl Stream for FolderReader {
             if left == 0 {
                 return Poll::Ready(None);
             }
-            let mut chunk = self.buffers.take(usize::try_from(left.min(self.chunk())).unwrap_or(usize::MAX));
+            let mut chunk =
+                self.buffers.take(usize::try_from(left.min(self.chunk())).unwrap_or(usize::MAX));
             let at = self.left.start;
             let got = cached::read(&self.file, chunk.as_mut(), at);
             if got == chunk.as_ref().len() {
@@ -134,14 +144,21 @@ mod cached {
 
     pub(super) fn open(folder: &BlobFolder, generation: Generation) -> Option<File> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        rustix::fs::openat2(&folder.root, generation.path(), flags, Mode::empty(), ResolveFlags::CACHED)
-            .ok()
-            .map(File::from)
+        rustix::fs::openat2(
+            &folder.root,
+            generation.path(),
+            flags,
+            Mode::empty(),
+            ResolveFlags::CACHED,
+        )
+        .ok()
+        .map(File::from)
     }
 
     /// Reads bytes at `at` that are in the page cache, and returns how many.
     pub(super) fn read(file: &File, into: &mut [u8], at: u64) -> usize {
-        rustix::io::preadv2(file, &mut [IoSliceMut::new(into)], at, ReadWriteFlags::NOWAIT).unwrap_or(0)
+        rustix::io::preadv2(file, &mut [IoSliceMut::new(into)], at, ReadWriteFlags::NOWAIT)
+            .unwrap_or(0)
     }
 }
 

@@ -25,7 +25,10 @@ struct StoredFileProgress {
 impl FileProgress {
     pub(super) fn encode(&self) -> StoreResult<WriterState> {
         let Some(file) = self.file else { return Ok(WriterState::default()) };
-        let stored = StoredFileProgress { file: file.to_string(), stale: self.stale.map(|stale| stale.to_string()) };
+        let stored = StoredFileProgress {
+            file: file.to_string(),
+            stale: self.stale.map(|stale| stale.to_string()),
+        };
         serde_json::to_vec(&stored).map(WriterState).map_err(|e| StoreError::Backend(Box::new(e)))
     }
 
@@ -33,8 +36,9 @@ impl FileProgress {
         if state.0.is_empty() {
             return Ok(Self::default());
         }
-        let StoredFileProgress { file, stale } = serde_json::from_slice(&state.0)
-            .map_err(|e| StoreError::Inconsistent(format!("an upload's state does not parse: {e}")))?;
+        let StoredFileProgress { file, stale } = serde_json::from_slice(&state.0).map_err(|e| {
+            StoreError::Inconsistent(format!("an upload's state does not parse: {e}"))
+        })?;
         Ok(Self { file: Some(file.parse()?), stale: stale.map(|stale| stale.parse()).transpose()? })
     }
 }
@@ -46,9 +50,16 @@ mod tests {
     #[test]
     fn a_state_round_trips() {
         let (file, stale) = (Some(Generation::random()), Some(Generation::random()));
-        for progress in [FileProgress::default(), FileProgress { file, stale: None }, FileProgress { file, stale }] {
+        for progress in [
+            FileProgress::default(),
+            FileProgress { file, stale: None },
+            FileProgress { file, stale },
+        ] {
             assert_eq!(FileProgress::decode(&progress.encode().unwrap()).unwrap(), progress);
         }
-        assert!(matches!(FileProgress::decode(&WriterState(b"{}".to_vec())), Err(StoreError::Inconsistent(_))));
+        assert!(matches!(
+            FileProgress::decode(&WriterState(b"{}".to_vec())),
+            Err(StoreError::Inconsistent(_))
+        ));
     }
 }

@@ -87,11 +87,13 @@ impl FolderWriter {
             match found {
                 Ok(found) if found >= offset => {}
                 Ok(found) => {
-                    let message = format!("{path} has {found} bytes, of which {offset} were acknowledged");
+                    let message =
+                        format!("{path} has {found} bytes, of which {offset} were acknowledged");
                     return Err(StoreError::Inconsistent(message));
                 }
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    let message = format!("{path} is missing, of which {offset} bytes were acknowledged");
+                    let message =
+                        format!("{path} is missing, of which {offset} bytes were acknowledged");
                     return Err(StoreError::Inconsistent(message));
                 }
                 Err(e) => return Err(io_error("open", &path, e)),
@@ -119,10 +121,13 @@ impl FolderWriter {
         match (file_state, outcome) {
             (FileState::Idle(file), _) => Ok(file),
             (FileState::Writing(_), Some(Ok((file, Ok(()))))) => Ok(file),
-            (FileState::Writing(_), Some(Ok((_, Err(e))))) => Err(io_error("write", &self.generation.path(), e)),
+            (FileState::Writing(_), Some(Ok((_, Err(e))))) => {
+                Err(io_error("write", &self.generation.path(), e))
+            }
             (FileState::Writing(_), Some(Err(e))) => Err(StoreError::Backend(Box::new(e))),
             (FileState::Broken | FileState::Writing(_), _) => {
-                let message = format!("{} is not written on after a failure", self.generation.path());
+                let message =
+                    format!("{} is not written on after a failure", self.generation.path());
                 Err(StoreError::Backend(message.into()))
             }
         }
@@ -188,7 +193,9 @@ impl BlobWriter for FolderWriter {
         }
         self.make_durable().await?;
         if let Some(stale) = self.stale.take() {
-            blocking(move || folder.delete(stale)).await?.map_err(|e| io_error("delete", &stale.path(), e))?;
+            blocking(move || folder.delete(stale))
+                .await?
+                .map_err(|e| io_error("delete", &stale.path(), e))?;
         }
         self.stale = self.replaced.take();
         FileProgress { file: Some(self.generation), stale: self.stale }.encode()
@@ -284,7 +291,9 @@ impl OpenFile {
             return Ok(Arc::clone(file));
         }
         // EXCL: an existing file was written by someone else.
-        let file = Arc::new(self.folder.open(self.generation, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?);
+        let file = Arc::new(
+            self.folder.open(self.generation, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?,
+        );
         self.file = Some(Arc::clone(&file));
         Ok(file)
     }
@@ -293,7 +302,10 @@ impl OpenFile {
         let file = self.file()?;
         // Checked before the write: bytes that fill the reserve could not be deleted.
         let bytes = frames.iter().map(|frame| frame.len() as u64).sum();
-        self.folder.disk.admit(bytes).map_err(|full| io::Error::new(io::ErrorKind::StorageFull, full))?;
+        self.folder
+            .disk
+            .admit(bytes)
+            .map_err(|full| io::Error::new(io::ErrorKind::StorageFull, full))?;
         for frames in frames.chunks(SLICES) {
             let mut slices: Vec<_> = frames.iter().map(|frame| IoSlice::new(frame)).collect();
             let mut slices = slices.as_mut_slice();
@@ -338,8 +350,8 @@ struct EarlySync {
 impl EarlySync {
     /// Returns true if another sync is due, now that the file has `offset` bytes.
     fn advance(&mut self, offset: u64) -> bool {
-        let due =
-            offset.saturating_sub(self.from) >= EARLY_SYNC && self.running.as_ref().is_none_or(JoinHandle::is_finished);
+        let due = offset.saturating_sub(self.from) >= EARLY_SYNC
+            && self.running.as_ref().is_none_or(JoinHandle::is_finished);
         if due {
             self.from = offset;
         }
@@ -358,7 +370,9 @@ impl EarlySync {
         let Some(running) = &mut self.running else { return Ok(()) };
         let outcome = running.await;
         self.running = None;
-        outcome.map_err(|e| StoreError::Backend(Box::new(e)))?.map_err(|e| io_error("sync", &generation.path(), e))
+        outcome
+            .map_err(|e| StoreError::Backend(Box::new(e)))?
+            .map_err(|e| io_error("sync", &generation.path(), e))
     }
 }
 

@@ -36,7 +36,8 @@ const AMBIENT: [&str; 10] = [
 
 /// Retries failed requests with growing pauses, within [`RETRY_BUDGET`].
 pub(super) fn retries() -> RetryConfig {
-    let backoff = BackoffConfig { init_backoff: FIRST_PAUSE, max_backoff: LONGEST_PAUSE, base: 2.0 };
+    let backoff =
+        BackoffConfig { init_backoff: FIRST_PAUSE, max_backoff: LONGEST_PAUSE, base: 2.0 };
     // The time is the limit.
     RetryConfig { backoff, max_retries: 1000, retry_timeout: RETRY_BUDGET }
 }

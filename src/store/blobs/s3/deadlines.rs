@@ -15,8 +15,8 @@ use http::Method;
 use http_body::{Body, Frame, SizeHint};
 use object_store::ClientOptions;
 use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody, HttpResponse, HttpResponseBody,
-    HttpService, ReqwestConnector,
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody,
+    HttpResponse, HttpResponseBody, HttpService, ReqwestConnector,
 };
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
@@ -62,7 +62,9 @@ impl HttpService for TimedService {
         let ping = works_long.then(|| ping(&request));
         let answer = self.inner.execute(request);
         let answer = match ping {
-            None => timeout(ANSWER_TIMEOUT, answer).await.map_err(|_| timed_out(ANSWER_TIMEOUT))??,
+            None => {
+                timeout(ANSWER_TIMEOUT, answer).await.map_err(|_| timed_out(ANSWER_TIMEOUT))??
+            }
             Some(ping) => timeout(REQUEST_TIMEOUT, self.while_alive(ping, answer))
                 .await
                 .map_err(|_| timed_out(REQUEST_TIMEOUT))??,
@@ -87,7 +89,9 @@ impl TimedService {
         let mut answer = pin!(answer);
         let mut since = Instant::now();
         loop {
-            if let Ok(answer) = timeout(PING_AFTER.saturating_sub(since.elapsed()), &mut answer).await {
+            if let Ok(answer) =
+                timeout(PING_AFTER.saturating_sub(since.elapsed()), &mut answer).await
+            {
                 return answer;
             }
             let last_answer = *self.last_answer.lock().unwrap_or_else(PoisonError::into_inner);
@@ -122,7 +126,10 @@ impl Body for TimedBody {
     type Data = Bytes;
     type Error = HttpError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
         let this = &mut *self;
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
             this.timer = None;

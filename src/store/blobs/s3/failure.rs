@@ -52,8 +52,12 @@ pub(super) fn store_error(error: Error) -> StoreError {
     match &error {
         Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => refused(code, &text),
         Error::NotFound { .. } => match code {
-            Some("NoSuchUpload") => StoreError::Inconsistent(format!("a multipart upload is gone: {text}")),
-            Some("NoSuchBucket") => StoreError::Unavailable(format!("the bucket does not exist: {text}")),
+            Some("NoSuchUpload") => {
+                StoreError::Inconsistent(format!("a multipart upload is gone: {text}"))
+            }
+            Some("NoSuchBucket") => {
+                StoreError::Unavailable(format!("the bucket does not exist: {text}"))
+            }
             // An object that should exist is missing: the bucket was replaced, or the path leads
             // elsewhere.
             _ => StoreError::Backend(Box::new(error)),
@@ -76,7 +80,10 @@ pub(super) fn store_error(error: Error) -> StoreError {
 fn refused(code: Option<&str>, text: &str) -> StoreError {
     let what = match code {
         Some(code) if CREDENTIALS.contains(&code) => format!("S3 rejects the credentials ({code})"),
-        _ => format!("S3 refuses {}: check what the credentials may do to the bucket", permission(text)),
+        _ => format!(
+            "S3 refuses {}: check what the credentials may do to the bucket",
+            permission(text)
+        ),
     };
     StoreError::Unavailable(format!("{what}: {text}"))
 }
@@ -113,7 +120,9 @@ mod tests {
     use super::*;
 
     fn error(wrap: impl Fn(String) -> Error, request: &str, status: &str, body: &str) -> Error {
-        wrap(format!("Error performing {request} in 3.1ms - Server returned non-2xx status code: {status}: {body}"))
+        wrap(format!(
+            "Error performing {request} in 3.1ms - Server returned non-2xx status code: {status}: {body}"
+        ))
     }
 
     fn not_found(text: String) -> Error {
@@ -134,7 +143,8 @@ mod tests {
 
     #[test]
     fn only_s3s_error_code_says_that_an_object_is_missing() {
-        let missing = |body: &str| missing(&error(not_found, "DELETE http://s3/b/k", "404 Not Found", body));
+        let missing =
+            |body: &str| missing(&error(not_found, "DELETE http://s3/b/k", "404 Not Found", body));
         assert_eq!(missing(&body("NoSuchKey")), Missing::Object);
         assert_eq!(missing(&body("NoSuchUpload")), Missing::Upload);
         assert_eq!(missing(&body("NoSuchBucket")), Missing::None);
@@ -157,8 +167,12 @@ mod tests {
             ("DELETE http://s3/b/k", "s3:DeleteObject"),
             ("DELETE http://s3/b/k?uploadId=u", "s3:AbortMultipartUpload"),
         ] {
-            let converted = store_error(error(denied, request, "403 Forbidden", &body("AccessDenied")));
-            assert!(matches!(&converted, StoreError::Unavailable(text) if text.contains(permission)), "{converted}");
+            let converted =
+                store_error(error(denied, request, "403 Forbidden", &body("AccessDenied")));
+            assert!(
+                matches!(&converted, StoreError::Unavailable(text) if text.contains(permission)),
+                "{converted}"
+            );
         }
         for (wrap, status, code) in [
             (denied as fn(String) -> Error, "403 Forbidden", "InvalidAccessKeyId"),
@@ -166,7 +180,10 @@ mod tests {
         ] {
             let converted = store_error(error(wrap, "GET http://s3/b/k", status, &body(code)));
             let expected = format!("rejects the credentials ({code})");
-            assert!(matches!(&converted, StoreError::Unavailable(text) if text.contains(&expected)), "{converted}");
+            assert!(
+                matches!(&converted, StoreError::Unavailable(text) if text.contains(&expected)),
+                "{converted}"
+            );
         }
     }
 
@@ -182,11 +199,23 @@ mod tests {
             let converted = store_error(error(generic, "PUT http://s3/b/k", status, &body(code)));
             assert!(matches!(converted, StoreError::Unavailable(_)), "{converted}");
         }
-        let silent = generic("Error performing GET http://s3/b/k in 5s - HTTP error: no answer within 5s".into());
+        let silent = generic(
+            "Error performing GET http://s3/b/k in 5s - HTTP error: no answer within 5s".into(),
+        );
         assert!(matches!(store_error(silent), StoreError::Unavailable(_)));
-        let fault = store_error(error(generic, "PUT http://s3/b/k", "400 Bad Request", &body("InvalidArgument")));
+        let fault = store_error(error(
+            generic,
+            "PUT http://s3/b/k",
+            "400 Bad Request",
+            &body("InvalidArgument"),
+        ));
         assert!(matches!(fault, StoreError::Backend(_)), "{fault}");
-        let gone = store_error(error(not_found, "PUT http://s3/b/k", "404 Not Found", &body("NoSuchUpload")));
+        let gone = store_error(error(
+            not_found,
+            "PUT http://s3/b/k",
+            "404 Not Found",
+            &body("NoSuchUpload"),
+        ));
         assert!(matches!(gone, StoreError::Inconsistent(_)), "{gone}");
     }
 }

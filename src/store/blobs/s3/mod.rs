@@ -32,7 +32,10 @@ use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt
 use self::failure::{Missing, store_error};
 use self::part_memory::PartMemory;
 use self::state::{ObjectProgress, TailLocation};
-use super::{BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, Inspect, Sealed, UploadKey, WriterState};
+use super::{
+    BlobKey, BlobReader, BlobWriter, Blobs, Generation, Handover, Inspect, Sealed, UploadKey,
+    WriterState,
+};
 use crate::{StoreError, StoreResult};
 
 /// The timeout of the readiness check.
@@ -72,7 +75,9 @@ pub struct S3Credentials {
 
 impl fmt::Debug for S3Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("S3Credentials").field("access_key", &self.access_key).finish_non_exhaustive()
+        f.debug_struct("S3Credentials")
+            .field("access_key", &self.access_key)
+            .finish_non_exhaustive()
     }
 }
 
@@ -101,16 +106,38 @@ impl S3Blobs {
         if bucket.is_empty() {
             return Err(StoreError::Backend("the S3 bucket has no name".into()));
         }
-        let client = client::build(&bucket, &region, endpoint.as_deref(), credentials.as_ref(), client::retries())?;
+        let client = client::build(
+            &bucket,
+            &region,
+            endpoint.as_deref(),
+            credentials.as_ref(),
+            client::retries(),
+        )?;
         // A separate client shares neither connections nor retries with other operations.
-        let probe = client::build(&bucket, &region, endpoint.as_deref(), credentials.as_ref(), client::no_retries())?;
-        Ok(Self(Arc::new(Bucket { client, probe, name: bucket, prefix, redirect, part_memory: PartMemory::default() })))
+        let probe = client::build(
+            &bucket,
+            &region,
+            endpoint.as_deref(),
+            credentials.as_ref(),
+            client::no_retries(),
+        )?;
+        Ok(Self(Arc::new(Bucket {
+            client,
+            probe,
+            name: bucket,
+            prefix,
+            redirect,
+            part_memory: PartMemory::default(),
+        })))
     }
 }
 
 impl fmt::Debug for S3Blobs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("S3Blobs").field("bucket", &self.0.name).field("prefix", &self.0.prefix).finish_non_exhaustive()
+        f.debug_struct("S3Blobs")
+            .field("bucket", &self.0.name)
+            .field("prefix", &self.0.prefix)
+            .finish_non_exhaustive()
     }
 }
 
@@ -128,15 +155,23 @@ impl Blobs for S3Blobs {
         let progress = ObjectProgress::decode(state, fresh)?;
         if progress.len() != offset {
             let held = progress.len();
-            let message = format!("an upload's state holds {held} bytes, of which {offset} were acknowledged");
+            let message = format!(
+                "an upload's state holds {held} bytes, of which {offset} were acknowledged"
+            );
             return Err(StoreError::Inconsistent(message));
         }
         Ok(Box::new(write::S3Writer::open(Arc::clone(&self.0), fresh, progress, inspect).await?))
     }
 
     async fn sealed(&self, size: u64, state: &WriterState) -> StoreResult<Option<Sealed>> {
-        let Ok(progress) = ObjectProgress::decode(state, Generation::random()) else { return Ok(None) };
-        let ObjectProgress { multipart: None, tail: Some(TailLocation::Saved { generation, len }), stale } = progress
+        let Ok(progress) = ObjectProgress::decode(state, Generation::random()) else {
+            return Ok(None);
+        };
+        let ObjectProgress {
+            multipart: None,
+            tail: Some(TailLocation::Saved { generation, len }),
+            stale,
+        } = progress
         else {
             return Ok(None);
         };
@@ -149,7 +184,9 @@ impl Blobs for S3Blobs {
     async fn read(&self, key: &BlobKey, range: Range<u64>) -> StoreResult<BlobReader> {
         let (generation, size) = (key.as_stored()?, key.size);
         if range.start > range.end || range.end > size {
-            return Err(StoreError::Backend(format!("range {range:?} is not within {size} bytes").into()));
+            return Err(StoreError::Backend(
+                format!("range {range:?} is not within {size} bytes").into(),
+            ));
         }
         let path = self.0.path(generation);
         if range.is_empty() {
@@ -183,7 +220,11 @@ impl Blobs for S3Blobs {
         Ok(self.0.head(&self.0.path(generation)).await?.map(|found| found.size))
     }
 
-    fn generations_to_delete(&self, generation: Generation, state: &WriterState) -> StoreResult<Vec<Generation>> {
+    fn generations_to_delete(
+        &self,
+        generation: Generation,
+        state: &WriterState,
+    ) -> StoreResult<Vec<Generation>> {
         let ObjectProgress { multipart, tail, stale } = ObjectProgress::decode(state, generation)?;
         let tail = match tail {
             Some(TailLocation::Saved { generation, .. }) => Some(generation),
@@ -191,13 +232,26 @@ impl Blobs for S3Blobs {
         };
         let own_tail = (!generation.is_tail()).then(|| generation.tail());
         let multipart = multipart.map(|multipart| multipart.generation);
-        Ok(stale.into_iter().chain([generation]).chain(own_tail).chain(multipart).chain(tail).collect())
+        Ok(stale
+            .into_iter()
+            .chain([generation])
+            .chain(own_tail)
+            .chain(multipart)
+            .chain(tail)
+            .collect())
     }
 
-    async fn delete(&self, generation: Generation, state: &WriterState, live: &[Generation]) -> StoreResult<()> {
+    async fn delete(
+        &self,
+        generation: Generation,
+        state: &WriterState,
+        live: &[Generation],
+    ) -> StoreResult<()> {
         if let Some(multipart) = ObjectProgress::decode(state, generation)?.multipart {
             let path = self.0.path(multipart.generation);
-            self.0.ignore_missing(self.0.client.abort_multipart(&path, &multipart.id).await).await?;
+            self.0
+                .ignore_missing(self.0.client.abort_multipart(&path, &multipart.id).await)
+                .await?;
         }
         for generation in self.generations_to_delete(generation, state)? {
             if !live.contains(&generation) {
@@ -207,12 +261,17 @@ impl Blobs for S3Blobs {
         Ok(())
     }
 
-    async fn presigned_url(&self, key: &BlobKey, valid_for: Duration) -> StoreResult<Option<String>> {
+    async fn presigned_url(
+        &self,
+        key: &BlobKey,
+        valid_for: Duration,
+    ) -> StoreResult<Option<String>> {
         if !self.0.redirect || key.key.is_some() {
             return Ok(None);
         }
         let path = self.0.path(key.generation);
-        let url = self.0.client.signed_url(Method::GET, &path, valid_for).await.map_err(store_error)?;
+        let url =
+            self.0.client.signed_url(Method::GET, &path, valid_for).await.map_err(store_error)?;
         Ok(Some(url.into()))
     }
 
@@ -251,8 +310,9 @@ impl Bucket {
         // No object has this prefix, so the response is short.
         let nothing = self.at("ready");
         let mut listed = self.probe.list(Some(&nothing));
-        let unavailable =
-            |why: String| StoreError::Unavailable(format!("the bucket {} is not ready: {why}", self.name));
+        let unavailable = |why: String| {
+            StoreError::Unavailable(format!("the bucket {} is not ready: {why}", self.name))
+        };
         match tokio::time::timeout(READY_TIMEOUT, listed.try_next()).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(unavailable(store_error(error).to_string())),
@@ -308,7 +368,10 @@ mod tests {
             bucket: "b".into(),
             region: "eu-central-1".into(),
             endpoint: Some("http://127.0.0.1:1".into()),
-            credentials: Some(S3Credentials { access_key: "AKIAEXAMPLE".into(), secret_key: "wonderland".into() }),
+            credentials: Some(S3Credentials {
+                access_key: "AKIAEXAMPLE".into(),
+                secret_key: "wonderland".into(),
+            }),
             prefix: "p".into(),
             redirect: false,
         };

@@ -37,10 +37,9 @@ impl PartMemory {
 /// Grows a part's account to `bytes` in total, and waits while others hold too much.
 pub(super) async fn admit(account: &mut Account, bytes: u64) -> StoreResult<()> {
     let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-    account
-        .hold(bytes, TIMEOUT)
-        .await
-        .map_err(|_| StoreError::Unavailable("too many uploads are under way; try again later".into()))
+    account.hold(bytes, TIMEOUT).await.map_err(|_| {
+        StoreError::Unavailable("too many uploads are under way; try again later".into())
+    })
 }
 
 #[cfg(test)]

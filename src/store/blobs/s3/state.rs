@@ -95,19 +95,24 @@ impl ObjectProgress {
         if *self == Self::default() {
             return Ok(WriterState::default());
         }
-        let multipart = self.multipart.as_ref().map(|Multipart { generation, id, parts, recovered }| StoredMultipart {
-            generation: Some(generation.to_string()),
-            id: id.clone(),
-            parts: parts.clone(),
-            recovered: *recovered,
-        });
+        let multipart =
+            self.multipart.as_ref().map(|Multipart { generation, id, parts, recovered }| {
+                StoredMultipart {
+                    generation: Some(generation.to_string()),
+                    id: id.clone(),
+                    parts: parts.clone(),
+                    recovered: *recovered,
+                }
+            });
         let tail = match &self.tail {
             None => None,
             Some(TailLocation::Saved { generation, len }) => {
                 Some(StoredTail { generation: generation.to_string(), len: *len })
             }
             Some(TailLocation::Inline(_)) => {
-                return Err(StoreError::Backend("bytes of a blob do not belong into the database".into()));
+                return Err(StoreError::Backend(
+                    "bytes of a blob do not belong into the database".into(),
+                ));
             }
         };
         let stale = self.stale.iter().map(ToString::to_string).collect();
@@ -121,20 +126,24 @@ impl ObjectProgress {
             return Ok(Self::default());
         }
         let unreadable = || StoreError::Inconsistent("an upload's state does not parse".to_owned());
-        let StoredObjectProgress { multipart, tail, stale } = match state.0.iter().position(|&byte| byte == b'\n') {
-            None => serde_json::from_slice(&state.0).map_err(|_| unreadable())?,
-            Some(end) => {
-                let multipart: Option<StoredMultipart> =
-                    serde_json::from_slice(&state.0[..end]).map_err(|_| unreadable())?;
-                let multipart = multipart.map(|stored| Self::multipart(stored, row)).transpose()?;
-                let bytes = state.0[end + 1..].to_vec();
-                let tail = (!bytes.is_empty()).then_some(TailLocation::Inline(bytes));
-                return Ok(Self { multipart, tail, stale: Vec::new() });
-            }
-        };
+        let StoredObjectProgress { multipart, tail, stale } =
+            match state.0.iter().position(|&byte| byte == b'\n') {
+                None => serde_json::from_slice(&state.0).map_err(|_| unreadable())?,
+                Some(end) => {
+                    let multipart: Option<StoredMultipart> =
+                        serde_json::from_slice(&state.0[..end]).map_err(|_| unreadable())?;
+                    let multipart =
+                        multipart.map(|stored| Self::multipart(stored, row)).transpose()?;
+                    let bytes = state.0[end + 1..].to_vec();
+                    let tail = (!bytes.is_empty()).then_some(TailLocation::Inline(bytes));
+                    return Ok(Self { multipart, tail, stale: Vec::new() });
+                }
+            };
         let tail = match tail {
             None => None,
-            Some(StoredTail { generation, len }) => Some(TailLocation::Saved { generation: generation.parse()?, len }),
+            Some(StoredTail { generation, len }) => {
+                Some(TailLocation::Saved { generation: generation.parse()?, len })
+            }
         };
         let multipart = multipart.map(|stored| Self::multipart(stored, row)).transpose()?;
         let stale = stale.iter().map(|stale| stale.parse()).collect::<StoreResult<_>>()?;
@@ -165,10 +174,21 @@ mod tests {
     }
 
     fn progress() -> impl Strategy<Value = ObjectProgress> {
-        let multipart = (generation(), ".{1,40}", prop::collection::vec(".{1,40}", 1..5), any::<bool>())
-            .prop_map(|(generation, id, parts, recovered)| Multipart { generation, id, parts, recovered });
-        let tail = (generation(), 1..PART).prop_map(|(generation, len)| TailLocation::Saved { generation, len });
-        (prop::option::of(multipart), prop::option::of(tail), prop::collection::vec(generation(), 0..3))
+        let multipart =
+            (generation(), ".{1,40}", prop::collection::vec(".{1,40}", 1..5), any::<bool>())
+                .prop_map(|(generation, id, parts, recovered)| Multipart {
+                    generation,
+                    id,
+                    parts,
+                    recovered,
+                });
+        let tail = (generation(), 1..PART)
+            .prop_map(|(generation, len)| TailLocation::Saved { generation, len });
+        (
+            prop::option::of(multipart),
+            prop::option::of(tail),
+            prop::collection::vec(generation(), 0..3),
+        )
             .prop_map(|(multipart, tail, stale)| ObjectProgress { multipart, tail, stale })
     }
 
@@ -190,11 +210,19 @@ mod tests {
         let row = Generation::random();
         let state = WriterState(b"{\"id\":\"u\",\"parts\":[\"a\"]}\n\0\n".to_vec());
         let progress = ObjectProgress::decode(&state, row).unwrap();
-        let multipart = Multipart { generation: row, id: "u".into(), parts: vec!["a".into()], recovered: false };
+        let multipart = Multipart {
+            generation: row,
+            id: "u".into(),
+            parts: vec!["a".into()],
+            recovered: false,
+        };
         assert_eq!(progress.multipart, Some(multipart));
         assert_eq!(progress.tail, Some(TailLocation::Inline(b"\0\n".to_vec())));
         assert_eq!(progress.len(), PART + 2);
-        assert_eq!(ObjectProgress::decode(&WriterState(b"null\nhi".to_vec()), row).unwrap().len(), 2);
+        assert_eq!(
+            ObjectProgress::decode(&WriterState(b"null\nhi".to_vec()), row).unwrap().len(),
+            2
+        );
     }
 
     #[test]

@@ -88,13 +88,14 @@ impl S3Writer {
         inspect: Arc<dyn Inspect>,
     ) -> StoreResult<Self> {
         let ObjectProgress { multipart, tail, stale } = progress;
-        let upload = multipart.map(|Multipart { generation, id, parts, recovered }| OpenMultipart {
-            generation,
-            id,
-            parts: parts.into_iter().map(Some).collect(),
-            recovered,
-            unrecorded: false,
-        });
+        let upload =
+            multipart.map(|Multipart { generation, id, parts, recovered }| OpenMultipart {
+                generation,
+                id,
+                parts: parts.into_iter().map(Some).collect(),
+                recovered,
+                unrecorded: false,
+            });
         let mut writer = Self {
             bucket,
             inspection: Inspection::new(inspect),
@@ -109,7 +110,9 @@ impl S3Writer {
         };
         match tail {
             None => {}
-            Some(state::TailLocation::Saved { generation, len }) => writer.saved = Some(SavedTail { generation, len }),
+            Some(state::TailLocation::Saved { generation, len }) => {
+                writer.saved = Some(SavedTail { generation, len })
+            }
             Some(state::TailLocation::Inline(bytes)) => {
                 writer.admit(bytes.len() as u64).await?;
                 writer.tail.bytes.push(bytes.into());
@@ -120,7 +123,8 @@ impl S3Writer {
             writer.finished = writer.bucket.head(&path).await?.map(|found| found.size);
             let held = upload.parts.len() as u64 * PART;
             if let Some(found) = writer.finished.filter(|found| *found < held) {
-                let message = format!("{path} has {found} bytes, of which {held} were acknowledged");
+                let message =
+                    format!("{path} has {found} bytes, of which {held} were acknowledged");
                 return Err(StoreError::Inconsistent(message));
             }
         }
@@ -152,7 +156,12 @@ impl S3Writer {
                 Ok(found) => found,
                 // A missing bucket does not mean a lost tail.
                 Err(error) => {
-                    return Err(self.bucket.ok_if_missing(error).await.err().unwrap_or_else(|| missing(&path)));
+                    return Err(self
+                        .bucket
+                        .ok_if_missing(error)
+                        .await
+                        .err()
+                        .unwrap_or_else(|| missing(&path)));
                 }
             };
             check_size(&path, found.meta.size, len)?;
@@ -172,14 +181,22 @@ impl S3Writer {
         if self.upload.is_none() {
             self.upload = Some(self.begin(0, false).await?);
         }
-        self.upload.as_mut().ok_or_else(|| StoreError::Backend("a multipart upload vanished".into()))
+        self.upload
+            .as_mut()
+            .ok_or_else(|| StoreError::Backend("a multipart upload vanished".into()))
     }
 
     /// Begins a multipart upload with `parts` parts to come.
     async fn begin(&self, parts: usize, recovered: bool) -> StoreResult<OpenMultipart> {
         let path = self.bucket.path(self.fresh);
         let id = self.bucket.client.create_multipart(&path).await.map_err(store_error)?;
-        Ok(OpenMultipart { generation: self.fresh, id, parts: vec![None; parts], recovered, unrecorded: true })
+        Ok(OpenMultipart {
+            generation: self.fresh,
+            id,
+            parts: vec![None; parts],
+            recovered,
+            unrecorded: true,
+        })
     }
 
     /// Sends the tail as the next part.
@@ -189,7 +206,9 @@ impl S3Writer {
         let (generation, id, index) = (upload.generation, upload.id.clone(), upload.parts.len());
         if index == MAX_PARTS {
             let max = PART * MAX_PARTS as u64;
-            return Err(StoreError::Backend(format!("{} would be larger than {max} bytes", generation.path()).into()));
+            return Err(StoreError::Backend(
+                format!("{} would be larger than {max} bytes", generation.path()).into(),
+            ));
         }
         upload.parts.push(None);
         let TailBuffer { bytes, account } = std::mem::take(&mut self.tail);
@@ -211,7 +230,8 @@ impl S3Writer {
                 Ok(part) => part,
                 Err(error) => return Err(self.multipart_error(error).await),
             };
-            if let Some(slot) = self.upload.as_mut().and_then(|upload| upload.parts.get_mut(index)) {
+            if let Some(slot) = self.upload.as_mut().and_then(|upload| upload.parts.get_mut(index))
+            {
                 *slot = Some(part.content_id);
             }
         }
@@ -227,14 +247,18 @@ impl S3Writer {
             // Another writer has overwritten a part, or the server lost it.
             _ => text.contains("InvalidPart"),
         };
-        let Some(upload) = self.upload.as_ref().filter(|_| missing_upload) else { return store_error(error) };
+        let Some(upload) = self.upload.as_ref().filter(|_| missing_upload) else {
+            return store_error(error);
+        };
         let path = self.bucket.path(upload.generation);
         match self.bucket.head(&path).await {
             // The next writer finds it and continues from there.
-            Ok(Some(_)) => {
-                StoreError::Unavailable(format!("another request has finished the multipart upload of {path}"))
+            Ok(Some(_)) => StoreError::Unavailable(format!(
+                "another request has finished the multipart upload of {path}"
+            )),
+            Ok(None) => {
+                StoreError::Inconsistent(format!("the multipart upload of {path} is gone: {text}"))
             }
-            Ok(None) => StoreError::Inconsistent(format!("the multipart upload of {path} is gone: {text}")),
             Err(error) => error,
         }
     }
@@ -242,14 +266,18 @@ impl S3Writer {
     /// Returns the entity tags of all parts, none of which is in flight. A failed part leaves a
     /// permanent gap.
     fn parts(&self) -> StoreResult<Vec<String>> {
-        let parts = self.upload.iter().flat_map(|upload| &upload.parts).cloned().collect::<Option<_>>();
-        parts.ok_or_else(|| StoreError::Backend(format!("a part at {} was not written", self.fresh.path()).into()))
+        let parts =
+            self.upload.iter().flat_map(|upload| &upload.parts).cloned().collect::<Option<_>>();
+        parts.ok_or_else(|| {
+            StoreError::Backend(format!("a part at {} was not written", self.fresh.path()).into())
+        })
     }
 
     /// Continues in a new multipart upload if an earlier writer has finished the old one. Its
     /// acknowledged parts are copied, because other bytes may have followed them.
     async fn restart_multipart(&mut self) -> StoreResult<()> {
-        let Some((old, acknowledged)) = self.upload.as_ref().map(|upload| (upload.generation, upload.parts.len()))
+        let Some((old, acknowledged)) =
+            self.upload.as_ref().map(|upload| (upload.generation, upload.parts.len()))
         else {
             return Ok(());
         };
@@ -264,7 +292,8 @@ impl S3Writer {
             let start = index as u64 * PART;
             // One part more than was admitted, in a rare case.
             let bytes = client.get_range(&from, start..start + PART).await.map_err(store_error)?;
-            let copied = client.put_part(&to, &upload.id, index, bytes.into()).await.map_err(store_error)?;
+            let copied =
+                client.put_part(&to, &upload.id, index, bytes.into()).await.map_err(store_error)?;
             *part = Some(copied.content_id);
         }
         self.replaced.push(old);
@@ -275,7 +304,8 @@ impl S3Writer {
     async fn complete(&mut self, stored_size: u64) -> StoreResult<Sealed> {
         let parts = self.parts()?.into_iter().map(|content_id| PartId { content_id }).collect();
         let upload = self.upload().await?;
-        let (generation, id, mut recovered) = (upload.generation, upload.id.clone(), upload.recovered);
+        let (generation, id, mut recovered) =
+            (upload.generation, upload.id.clone(), upload.recovered);
         let path = self.bucket.path(generation);
         match self.bucket.client.complete_multipart(&path, &id, parts).await {
             Ok(_) => {}
@@ -360,17 +390,24 @@ impl BlobWriter for S3Writer {
             let taken = self.upload.as_ref().is_some_and(|upload| upload.generation == self.fresh);
             let generation = if taken { self.fresh.tail() } else { self.fresh };
             let payload = self.payload();
-            self.bucket.client.put(&self.bucket.path(generation), payload).await.map_err(store_error)?;
+            self.bucket
+                .client
+                .put(&self.bucket.path(generation), payload)
+                .await
+                .map_err(store_error)?;
             self.saved = Some(SavedTail { generation, len });
         }
         self.stale = std::mem::take(&mut self.replaced);
-        let multipart = self.upload.as_ref().map(|OpenMultipart { generation, id, recovered, .. }| Multipart {
-            generation: *generation,
-            id: id.clone(),
-            parts,
-            recovered: *recovered,
-        });
-        let tail = self.saved.map(|SavedTail { generation, len }| state::TailLocation::Saved { generation, len });
+        let multipart =
+            self.upload.as_ref().map(|OpenMultipart { generation, id, recovered, .. }| Multipart {
+                generation: *generation,
+                id: id.clone(),
+                parts,
+                recovered: *recovered,
+            });
+        let tail = self
+            .saved
+            .map(|SavedTail { generation, len }| state::TailLocation::Saved { generation, len });
         let state = ObjectProgress { multipart, tail, stale: self.stale.clone() }.encode()?;
         if let Some(upload) = &mut self.upload {
             upload.unrecorded = false;
@@ -386,7 +423,12 @@ impl BlobWriter for S3Writer {
             && finished == stored_size
         {
             let generation = upload.generation;
-            return Ok(Sealed { generation, stored_size, leftover: self.leftover(), recovered: true });
+            return Ok(Sealed {
+                generation,
+                stored_size,
+                leftover: self.leftover(),
+                recovered: true,
+            });
         }
         self.restart_multipart().await?;
         if self.upload.is_none() {
@@ -395,7 +437,11 @@ impl BlobWriter for S3Writer {
                 return Ok(Sealed { generation, stored_size, leftover, recovered: false });
             }
             let whole: PutPayload = std::mem::take(&mut self.tail.bytes).freeze();
-            self.bucket.client.put(&self.bucket.path(self.fresh), whole).await.map_err(store_error)?;
+            self.bucket
+                .client
+                .put(&self.bucket.path(self.fresh), whole)
+                .await
+                .map_err(store_error)?;
             let leftover = self.leftover();
             return Ok(Sealed { generation: self.fresh, stored_size, leftover, recovered: false });
         }

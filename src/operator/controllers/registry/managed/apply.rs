@@ -49,7 +49,9 @@ impl WorkloadReconcile<'_> {
             return Ok(());
         }
         let elsewhere = self.set.find_elsewhere(&kinds).await?;
-        let Some(object) = elsewhere.iter().map(FoundObject::id).min_by(|a, b| a.namespace.cmp(&b.namespace)) else {
+        let Some(object) =
+            elsewhere.iter().map(FoundObject::id).min_by(|a, b| a.namespace.cmp(&b.namespace))
+        else {
             return Ok(());
         };
         let elsewhere = &object.namespace;
@@ -75,7 +77,8 @@ impl WorkloadReconcile<'_> {
     /// Removes the Registry from the owners of its workload, in every namespace.
     pub(super) async fn release(&self) -> Result<(), ReconcileError> {
         let elsewhere = if_allowed(self.set.find_elsewhere(&kinds_with_pods()).await)?;
-        let namespaces: BTreeSet<_> = elsewhere.iter().filter_map(|it| it.object.namespace()).collect();
+        let namespaces: BTreeSet<_> =
+            elsewhere.iter().filter_map(|it| it.object.namespace()).collect();
         let uid = self.registry.uid().unwrap_or_default();
         self.log(&self.set.release(&uid, namespaces).await?);
         Ok(())

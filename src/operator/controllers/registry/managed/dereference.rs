@@ -34,7 +34,11 @@ pub(in crate::controllers) fn secret_references(
     // Never read: its watch repairs what others change.
     let backends = SecretReference::new(SecretName::new(namespace, names.backends()), [""; 0]);
     let own = [root_key(&names, namespace), backends];
-    let referenced = [certificate(managed, &names, namespace), bucket(managed), database(managed).map(|(it, _)| it)];
+    let referenced = [
+        certificate(managed, &names, namespace),
+        bucket(managed),
+        database(managed).map(|(it, _)| it),
+    ];
     own.into_iter().chain(referenced.into_iter().flatten()).collect()
 }
 
@@ -42,7 +46,11 @@ fn root_key(names: &Names, namespace: &str) -> SecretReference {
     SecretReference::new(SecretName::new(namespace, names.root_key()), KeyPair::KEYS)
 }
 
-fn certificate(managed: &ManagedRegistry, names: &Names, namespace: &str) -> Option<SecretReference> {
+fn certificate(
+    managed: &ManagedRegistry,
+    names: &Names,
+    namespace: &str,
+) -> Option<SecretReference> {
     let name = workload::tls_secret(managed, names)?;
     Some(SecretReference::new(SecretName::new(namespace, name), CERTIFICATE_KEYS))
 }
@@ -50,7 +58,10 @@ fn certificate(managed: &ManagedRegistry, names: &Names, namespace: &str) -> Opt
 fn bucket(managed: &ManagedRegistry) -> Option<SecretReference> {
     let s3 = managed.storage.as_ref()?.s3.as_ref()?;
     let reference = s3.credentials_secret_ref.as_ref()?;
-    Some(SecretReference::new(SecretName::new(&reference.namespace, &reference.name), KeyPair::KEYS))
+    Some(SecretReference::new(
+        SecretName::new(&reference.namespace, &reference.name),
+        KeyPair::KEYS,
+    ))
 }
 
 /// Returns the Secret with the URI of the database, and the URI's key.
@@ -81,10 +92,14 @@ impl WorkloadReconcile<'_> {
             return Ok(KeyPair::read(&content)?);
         }
         let account = self.registry.registry_id().ok_or_else(|| {
-            ReconcileError::stalled(Reason::InvalidParameterException, "a managed registry needs a registryId")
+            ReconcileError::stalled(
+                Reason::InvalidParameterException,
+                "a managed registry needs a registryId",
+            )
         })?;
-        let key = AccessKey::generate(account)
-            .map_err(|error| ReconcileError::waiting(Reason::Progressing, format!("no root key: {error}")))?;
+        let key = AccessKey::generate(account).map_err(|error| {
+            ReconcileError::waiting(Reason::Progressing, format!("no root key: {error}"))
+        })?;
         let key = KeyPair::from(key);
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
         match create(&api, &workload::root_key_secret(&self.names, &self.namespace, &key)).await {
@@ -98,7 +113,9 @@ impl WorkloadReconcile<'_> {
 
     /// Reads the certificate that the registry serves with, if it has one. Reports why its Secret does not exist.
     pub(super) async fn certificate(&self) -> Result<Option<SecretContent>, ReconcileError> {
-        let Some(reference) = certificate(self.managed, &self.names, &self.namespace) else { return Ok(None) };
+        let Some(reference) = certificate(self.managed, &self.names, &self.namespace) else {
+            return Ok(None);
+        };
         if let Some(content) = reference.find(self.client).await? {
             return Ok(Some(content));
         }
@@ -119,7 +136,8 @@ impl WorkloadReconcile<'_> {
 
     /// Reads the connection to the registry, or reports which Secret is missing.
     pub(super) async fn connection(&self) -> Result<ManagedConnection, ReconcileError> {
-        let root_key = KeyPair::read(&root_key(&self.names, &self.namespace).read(self.client).await?)?;
+        let root_key =
+            KeyPair::read(&root_key(&self.names, &self.namespace).read(self.client).await?)?;
         let certificate = self.certificate().await?;
         let address = address(self.managed, &self.names, &self.namespace, certificate.as_ref());
         Ok(ManagedConnection { address, root_key })

@@ -20,7 +20,8 @@ impl From<kube::Error> for ReconcileError {
     fn from(error: kube::Error) -> Self {
         match &error {
             kube::Error::Api(status) if status.code == 403 => {
-                let message = format!("give the operator the permissions of its chart: {}", status.message);
+                let message =
+                    format!("give the operator the permissions of its chart: {}", status.message);
                 Self::stalled(Reason::Forbidden, message)
             }
             _ => Self::Api(error),
@@ -61,11 +62,15 @@ impl From<ApplyError> for ReconcileError {
 
 impl ReconcileError {
     pub(super) fn waiting(reason: Reason, message: impl Into<String>) -> Self {
-        Self::Conditions(Box::new(ConditionSet::of(ReadyState::Reconciling(Cause::new(reason, message)))))
+        Self::Conditions(Box::new(ConditionSet::of(ReadyState::Reconciling(Cause::new(
+            reason, message,
+        )))))
     }
 
     pub(super) fn stalled(reason: Reason, message: impl Into<String>) -> Self {
-        Self::Conditions(Box::new(ConditionSet::of(ReadyState::Stalled(Cause::new(reason, message)))))
+        Self::Conditions(Box::new(ConditionSet::of(ReadyState::Stalled(Cause::new(
+            reason, message,
+        )))))
     }
 
     pub(super) fn not_found(message: impl Into<String>) -> Self {
@@ -120,10 +125,18 @@ mod tests {
         for (error, expected) in [
             (rejected(422), Some("stalled: Secret one/home: no")),
             (rejected(409), Some("reconciling: Secret one/home: no")),
-            (rejected(404), Some("reconciling: Namespace one does not exist: make it, or correct managed.namespace")),
+            (
+                rejected(404),
+                Some(
+                    "reconciling: Namespace one does not exist: make it, or correct managed.namespace",
+                ),
+            ),
             (rejected(500), None),
             (ApplyError::Api(error(500)), None),
-            (ApplyError::Api(error(403)), Some("stalled: give the operator the permissions of its chart: no")),
+            (
+                ApplyError::Api(error(403)),
+                Some("stalled: give the operator the permissions of its chart: no"),
+            ),
             (
                 ApplyError::Foreign(object()),
                 Some(
@@ -134,9 +147,14 @@ mod tests {
         ] {
             assert_eq!(message(error).as_deref(), expected);
         }
-        let unreadable =
-            |code| ApplyError::List { kind: kind.kind.clone(), namespace: "one".to_owned(), error: error(code) };
-        assert!(message(unreadable(403)).unwrap().contains("may not read Secrets in namespace one"));
+        let unreadable = |code| ApplyError::List {
+            kind: kind.kind.clone(),
+            namespace: "one".to_owned(),
+            error: error(code),
+        };
+        assert!(
+            message(unreadable(403)).unwrap().contains("may not read Secrets in namespace one")
+        );
         assert_eq!(message(unreadable(500)), None);
     }
 }

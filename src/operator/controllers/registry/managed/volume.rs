@@ -21,13 +21,16 @@ impl WorkloadReconcile<'_> {
         desired: &mut [DesiredObject],
     ) -> Result<Result<(), ReconcileError>, ReconcileError> {
         let Some(volume) = workload::volume(self.managed) else { return Ok(Ok(())) };
-        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &self.namespace);
+        let claims: Api<PersistentVolumeClaim> =
+            Api::namespaced(self.client.clone(), &self.namespace);
         let claim = claims.get_opt(&self.names.claim()).await?;
         self.keep_templates(desired, claim.as_ref()).await?;
         let Some(current) = claim else { return Ok(Ok(())) };
         let change = match workload::claim(&volume, &current) {
             VolumeChange::Keep => return Ok(Ok(())),
-            VolumeChange::Refuse(why) => return Ok(Err(ReconcileError::stalled(Reason::VolumeUnchangeable, why))),
+            VolumeChange::Refuse(why) => {
+                return Ok(Err(ReconcileError::stalled(Reason::VolumeUnchangeable, why)));
+            }
             VolumeChange::Grow(size) => json!({ "resources": { "requests": { "storage": size } } }),
             VolumeChange::Classify(class) => json!({ "storageClassName": class }),
         };
@@ -54,7 +57,9 @@ impl WorkloadReconcile<'_> {
         let kind = ApiResource::erase::<StatefulSet>(&());
         let Some(desired) = desired.iter_mut().find(|it| it.kind == kind) else { return Ok(()) };
         // With our label or without: a foreign one has been refused, and somebody may have removed ours.
-        let Some(current) = self.set.api(&kind).get_opt(&desired.name).await? else { return Ok(()) };
+        let Some(current) = self.set.api(&kind).get_opt(&desired.name).await? else {
+            return Ok(());
+        };
         let is_replaceable = !claim.is_some_and(workload::has_volume);
         if is_replaceable && workload::claims_otherwise(&desired.body, &current.data) {
             // While finalizers keep it, its templates cannot be changed.
