@@ -1,5 +1,5 @@
 //! The conditions of a resource, as kstatus, Argo CD and people read them. No I/O, except
-//! [`write`].
+//! [`write()`].
 //!
 //! kstatus reads `observedGeneration` first, then `Reconciling`, then `Stalled`, then `Ready`. So
 //! the middle two exist only while they are True, and each condition has its `observedGeneration`.

@@ -56,7 +56,7 @@ pub(crate) const RULES: &[PolicyRule] = &[
         "wharfage.dev",
         &["registries/finalizers"],
         &["update"],
-        "the owner of what goes with a Registry",
+        "the owner of the objects of a managed Registry",
     ),
     rule("policy", &["poddisruptionbudgets"], KEEP, "how many replicas a drain may take"),
     rule(
