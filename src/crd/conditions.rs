@@ -49,13 +49,13 @@ pub struct Condition {
     pub type_: ConditionType,
     /// The status of the condition.
     pub status: ConditionStatus,
-    /// Why, as one CamelCase word that programs may compare.
+    /// The reason, as one CamelCase word that programs may compare.
     #[schemars(
         length(min = 1, max = 1024),
         regex(pattern = "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")
     )]
     pub reason: String,
-    /// Why, as one sentence that names the object, the value and what to do.
+    /// The reason, as one sentence that names the object, the value and what to do.
     #[schemars(length(max = 32768))]
     pub message: String,
     /// The generation of the spec that was observed.

@@ -235,7 +235,7 @@ mod tests {
     fn reconciling_and_stalled_are_there_only_while_true() {
         let waiting = ConditionSet::of(ReadyState::Reconciling(Cause::new(
             Reason::RegistryUnavailable,
-            "it is away",
+            "it is unreachable",
         )));
         let stalled =
             ConditionSet::of(ReadyState::Stalled(Cause::new(Reason::NotAllowed, "not yours")));

@@ -599,8 +599,8 @@ proptest! {
         let mut registry = Observed::default();
         apply(&tagged(first, before), &mut registry);
         for found in registry.repositories.found.values_mut() {
-            let room = MAX_TAGS - found.tags.len();
-            found.tags.extend((0..foreign.min(room)).map(|n| (format!("theirs.{n}"), String::new())));
+            let free = MAX_TAGS - found.tags.len();
+            found.tags.extend((0..foreign.min(free)).map(|n| (format!("theirs.{n}"), String::new())));
         }
         let desired = tagged(then, after);
         apply_some(&desired, &mut registry, interrupted);

@@ -281,7 +281,7 @@ mod tests {
     use super::*;
 
     /// Longer than any test takes.
-    const WAIT: Duration = Duration::from_secs(3600);
+    const TIMEOUT: Duration = Duration::from_secs(3600);
     const ANYBODY: &str = "anybody";
 
     /// A budget that one may have all of.
@@ -306,12 +306,12 @@ mod tests {
     async fn an_account_waits_for_what_another_gives_back() {
         let budget = budget(4 * STEP, 0);
         let mut first = budget.open(ANYBODY, 4 * STEP);
-        first.hold(3 * STEP, WAIT).await.unwrap();
+        first.hold(3 * STEP, TIMEOUT).await.unwrap();
         let mut second = budget.open(ANYBODY, 2 * STEP);
         assert_eq!(second.hold(2 * STEP, Duration::ZERO).await, Err(Exhausted));
         assert_eq!(budget.refused(), 1);
         {
-            let waiting = second.hold(2 * STEP, WAIT);
+            let waiting = second.hold(2 * STEP, TIMEOUT);
             tokio::pin!(waiting);
             assert!(futures::poll!(&mut waiting).is_pending());
             first.settle(STEP);
@@ -325,7 +325,7 @@ mod tests {
     async fn more_than_there_is_is_refused_without_waiting() {
         let budget = budget(STEP, 0);
         let mut account = budget.open(ANYBODY, 0);
-        let refused = account.hold(2 * STEP, WAIT);
+        let refused = account.hold(2 * STEP, TIMEOUT);
         tokio::pin!(refused);
         assert!(matches!(futures::poll!(&mut refused), std::task::Poll::Ready(Err(Exhausted))));
     }
@@ -368,7 +368,7 @@ mod tests {
         assert!(first.try_hold(2 * STEP));
         assert!(!second.try_hold(2 * STEP), "then neither of them could end");
         assert!(first.try_hold(3 * STEP) && second.try_hold(STEP));
-        let waiting = second.hold(3 * STEP, WAIT);
+        let waiting = second.hold(3 * STEP, TIMEOUT);
         tokio::pin!(waiting);
         assert!(futures::poll!(&mut waiting).is_pending());
         drop(first);

@@ -205,7 +205,7 @@ mod tests {
         let held = disk.held.load(Ordering::Acquire);
         let kept = folder.path().join("reserve").metadata().unwrap();
         assert_eq!(kept.len(), held);
-        assert!(held >= SMALLEST, "this test needs a disk with some room");
+        assert!(held >= SMALLEST, "this test needs a disk with some free space");
         let again = Disk::with_reserve(folder.path());
         assert_eq!(again.held.load(Ordering::Acquire), held);
         again.admit(0).unwrap();

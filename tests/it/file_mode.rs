@@ -139,11 +139,11 @@ fn programs_are_told_what_is_wrong_with_manifests() {
         )
         .unwrap();
         std::fs::write(folder.path().join("web.yaml"), "a: [").unwrap();
-        let (told, text) = json(command);
-        let problems = told["problems"].as_array().unwrap();
-        assert_eq!(problems.len(), 2, "{told}");
+        let (output, text) = json(command);
+        let problems = output["problems"].as_array().unwrap();
+        assert_eq!(problems.len(), 2, "{output}");
         let message = problems[0]["message"].as_str().unwrap();
-        assert!(message.contains("IMMUTABLE"), "{told}");
+        assert!(message.contains("IMMUTABLE"), "{output}");
         assert_eq!(
             problems[0],
             json!({
@@ -152,7 +152,7 @@ fn programs_are_told_what_is_wrong_with_manifests() {
             })
         );
         assert_eq!(problems[1]["file"], "web.yaml");
-        assert_eq!((&told["registries"], told.get("error")), (&json!([]), None));
+        assert_eq!((&output["registries"], output.get("error")), (&json!([]), None));
         assert!(
             text.contains(
                 "api.yaml:4 (document 1): Repository team/api: spec.imageTagMutability: "
@@ -162,10 +162,13 @@ fn programs_are_told_what_is_wrong_with_manifests() {
 
         std::fs::remove_file(folder.path().join("web.yaml")).unwrap();
         std::fs::write(folder.path().join("api.yaml"), repository("api", "")).unwrap();
-        let (told, text) = json(command);
-        let error = told["error"].as_str().unwrap();
-        assert!(error.ends_with("declares no Registry: add one, or name another folder"), "{told}");
-        assert_eq!(told.get("problems"), None);
+        let (output, text) = json(command);
+        let error = output["error"].as_str().unwrap();
+        assert!(
+            error.ends_with("declares no Registry: add one, or name another folder"),
+            "{output}"
+        );
+        assert_eq!(output.get("problems"), None);
         assert!(text.ends_with(&format!("error: {error}\n")), "{text}");
     }
 }

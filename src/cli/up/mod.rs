@@ -23,7 +23,7 @@ use watch::Watch;
 /// The flags of `wharfage up`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The files are looked at twice a second, and read again whenever they changed and at every interval. What no manifest
+The files are scanned twice a second, and read again whenever they changed and at every interval. What no manifest
 declares any more stays in the registry as it is, and is reported once: `wharfage apply` releases or deletes it after
 a confirmation. With --prune, up does so itself when the files have rested for --prune-after: each change starts that
 time again, and a folder that cannot be read, or declares nothing for a registry, never prunes there.
@@ -76,7 +76,7 @@ pub struct Up {
 
     /// Time without a change to the files before anything is pruned, such as 90s or 1h; each
     /// change starts the time again
-    #[arg(long, env = "WHARFAGE_PRUNE_AFTER", default_value = "10m", value_parser = rest, requires = "prune", value_name = "DURATION")]
+    #[arg(long, env = "WHARFAGE_PRUNE_AFTER", default_value = "10m", value_parser = quiet_time, requires = "prune", value_name = "DURATION")]
     prune_after: Duration,
 
     #[command(flatten)]
@@ -146,7 +146,7 @@ impl Up {
 }
 
 /// A time without changes, written as intervals are.
-fn rest(text: &str) -> anyhow::Result<Duration> {
+fn quiet_time(text: &str) -> anyhow::Result<Duration> {
     let span: Span = text.parse().context("it must be like 90s, 10m or 1h30m")?;
     let rest = Duration::from(span);
     if span.is_negative() || rest < Duration::from_secs(1) {

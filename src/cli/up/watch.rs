@@ -1,6 +1,6 @@
-//! Tells when the files of a folder have changed, by looking at them.
+//! Tells when the files of a folder have changed, by scans.
 //!
-//! A change is the difference of two looks: none can be lost, and none is missed because it came about in an unusual way.
+//! A change is the difference between two scans: none can be lost, and none is missed because it came about in an unusual way.
 //! A link that points elsewhere, a folder in the place of another one and a file system of another machine are all seen.
 
 use std::collections::BTreeSet;
@@ -12,16 +12,16 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// The pause between two looks.
+/// The pause between two scans.
 const PAUSE: Duration = Duration::from_millis(500);
-/// The pause is this many times as long as a look at least, so that a large folder costs a fiftieth of a processor.
+/// The pause is this many times as long as a scan at least, so that a large folder costs a fiftieth of a processor.
 const PAUSE_PER_LOOK: u32 = 50;
 /// The time for which files must not change before they are read: an editor's save is several
 /// steps.
 const REST: Duration = Duration::from_millis(150);
 /// The longest wait for that: files that are written all the time are read all the same.
 const LONGEST_UNREST: Duration = Duration::from_secs(1);
-/// The coarsest time that a file system keeps. Of two changes within it, a look cannot see the second.
+/// The coarsest time that a file system keeps. Of two changes within it, a scan cannot see the second.
 const COARSEST_TIME: Duration = Duration::from_secs(2);
 /// The deepest nesting of folders; deeper ones are refused when they are read.
 const MAX_DEPTH: usize = 32;
@@ -32,18 +32,22 @@ const MAX_ENTRIES: usize = 200_000;
 pub(super) struct Watch {
     path: PathBuf,
     /// The state of the files at the last [`Self::take`].
-    taken: Look,
+    taken: Snapshot,
     pause: Duration,
-    /// When a change that the last look could not see would show.
-    look_again: Option<Instant>,
+    /// When a change that the last scan could not see would show.
+    rescan_at: Option<Instant>,
 }
 
 impl Watch {
-    /// Looks at the files for the first time.
+    /// Scans the files for the first time.
     pub(super) async fn new(path: &Path) -> anyhow::Result<Self> {
-        let mut watch =
-            Self { path: path.to_owned(), taken: Look::default(), pause: PAUSE, look_again: None };
-        let taken = watch.look().await?;
+        let mut watch = Self {
+            path: path.to_owned(),
+            taken: Snapshot::default(),
+            pause: PAUSE,
+            rescan_at: None,
+        };
+        let taken = watch.scan().await?;
         watch.keep(taken);
         Ok(watch)
     }
@@ -53,8 +57,8 @@ impl Watch {
     pub(super) async fn changed(&mut self) -> anyhow::Result<()> {
         loop {
             sleep(self.pause).await;
-            if self.look_again.is_some_and(|at| Instant::now() >= at)
-                || self.look().await? != self.taken
+            if self.rescan_at.is_some_and(|at| Instant::now() >= at)
+                || self.scan().await? != self.taken
             {
                 return Ok(());
             }
@@ -63,13 +67,13 @@ impl Watch {
 
     /// Takes the files as they are once they rest, and returns whether they differ from what was
     /// taken before. Content that is read afterwards is as it was taken, or differs at the next
-    /// look.
+    /// scan.
     pub(super) async fn take(&mut self) -> anyhow::Result<bool> {
         let end = Instant::now() + LONGEST_UNREST;
-        let mut now = self.look().await?;
+        let mut now = self.scan().await?;
         while Instant::now() < end {
             sleep_until(end.min(Instant::now() + REST)).await;
-            let next = self.look().await?;
+            let next = self.scan().await?;
             let rests = next == now;
             now = next;
             if rests {
@@ -81,24 +85,25 @@ impl Watch {
         Ok(differs)
     }
 
-    fn keep(&mut self, look: Look) {
-        let recent =
-            SystemTime::now().checked_sub(COARSEST_TIME).is_some_and(|since| look.newest() > since);
-        self.look_again = recent.then(|| Instant::now() + COARSEST_TIME);
-        self.taken = look;
+    fn keep(&mut self, snapshot: Snapshot) {
+        let recent = SystemTime::now()
+            .checked_sub(COARSEST_TIME)
+            .is_some_and(|since| snapshot.newest() > since);
+        self.rescan_at = recent.then(|| Instant::now() + COARSEST_TIME);
+        self.taken = snapshot;
     }
 
-    async fn look(&mut self) -> anyhow::Result<Look> {
+    async fn scan(&mut self) -> anyhow::Result<Snapshot> {
         let (path, begun) = (self.path.clone(), Instant::now());
-        let look = tokio::task::spawn_blocking(move || Look::at(&path)).await?;
+        let snapshot = tokio::task::spawn_blocking(move || Snapshot::at(&path)).await?;
         self.pause = PAUSE.max(begun.elapsed() * PAUSE_PER_LOOK);
-        Ok(look)
+        Ok(snapshot)
     }
 }
 
-/// All that a look sees, in the order of the names.
+/// The entries that a scan finds, in the order of the names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Look {
+struct Snapshot {
     entries: Vec<(PathBuf, Result<Stamp, io::ErrorKind>)>,
 }
 
@@ -126,14 +131,14 @@ impl From<&Metadata> for Stamp {
     }
 }
 
-impl Look {
+impl Snapshot {
     fn at(path: &Path) -> Self {
-        let mut look = Self::default();
-        look.entry(path.to_owned(), &mut BTreeSet::new(), 0);
-        look
+        let mut snapshot = Self::default();
+        snapshot.entry(path.to_owned(), &mut BTreeSet::new(), 0);
+        snapshot
     }
 
-    /// Looks at a file, or at a folder and all that is in it; links are followed.
+    /// Scans a file, or a folder and all that is in it; links are followed.
     fn entry(&mut self, path: PathBuf, folders: &mut BTreeSet<(u64, u64)>, depth: usize) {
         if self.entries.len() >= MAX_ENTRIES {
             return;
@@ -198,7 +203,7 @@ mod tests {
     /// A folder with one file, whose last change is long ago for the watch.
     async fn settled(path: &Path) -> Watch {
         let mut watch = Watch::new(path).await.unwrap();
-        watch.look_again = None;
+        watch.rescan_at = None;
         watch
     }
 
@@ -223,7 +228,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_recent_change_is_looked_at_again() {
+    async fn a_recent_change_is_scanned_again() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("a.yaml"), "a").unwrap();
         let mut watch = Watch::new(folder.path()).await.unwrap();
@@ -303,10 +308,10 @@ mod tests {
         fs::rename(at("manifests"), at("old")).unwrap();
         fs::rename(at("new"), at("manifests")).unwrap();
         sees(&mut watch).await;
-        watch.look_again = None;
+        watch.rescan_at = None;
         fs::remove_dir_all(at("manifests")).unwrap();
         sees(&mut watch).await;
-        watch.look_again = None;
+        watch.rescan_at = None;
         fs::rename(at("old"), at("manifests")).unwrap();
         sees(&mut watch).await;
     }
@@ -316,6 +321,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         symlink(".", folder.path().join("again")).unwrap();
         fs::write(folder.path().join("a.yaml"), "a").unwrap();
-        assert_eq!(Look::at(folder.path()).entries.len(), 1);
+        assert_eq!(Snapshot::at(folder.path()).entries.len(), 1);
     }
 }

@@ -25,7 +25,7 @@ const MAX_WILDCARDS: usize = 4;
 /// The least days after which an archived image may expire: what an archived image is charged for anyway.
 const MIN_ARCHIVED_DAYS: u32 = 90;
 
-/// Why a lifecycle policy was refused; displayed, it is the whole message of ECR's InvalidParameterException.
+/// The reason for which a lifecycle policy was refused; displayed, it is the whole message of ECR's InvalidParameterException.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPolicy {
     /// The text is too short or too long.

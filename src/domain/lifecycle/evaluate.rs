@@ -116,7 +116,7 @@ pub struct Mark<'a> {
     pub cause: Cause,
 }
 
-/// Why an image is acted on.
+/// The reason for an action on an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Cause {
     /// A rule selected it.

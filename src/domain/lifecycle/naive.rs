@@ -77,9 +77,9 @@ fn selection(policy: &Policy, image: &Image, images: &[Image]) -> Option<(Action
     selects(first, image, images).then_some((first.action, first.priority, Cause::Selected))
 }
 
-type Done<'a> = Vec<(&'a Image, (Action, u32, Cause))>;
+type Actions<'a> = Vec<(&'a Image, (Action, u32, Cause))>;
 
-fn find_done(done: &Done<'_>, digest: &Digest) -> Option<(Action, u32)> {
+fn find_done(done: &Actions<'_>, digest: &Digest) -> Option<(Action, u32)> {
     done.iter()
         .find(|(image, _)| image.digest == *digest)
         .map(|(_, (action, priority, _))| (*action, *priority))
@@ -89,7 +89,7 @@ fn intent(
     policy: &Policy,
     image: &Image,
     images: &[Image],
-    done: &Done<'_>,
+    done: &Actions<'_>,
 ) -> Option<(Action, u32, Cause)> {
     if !has_subject(image, images) {
         return selection(policy, image, images);
@@ -100,7 +100,7 @@ fn intent(
 }
 
 /// Returns whether an index still refuses an action on its child.
-fn refuses(index: &Digest, action: Action, images: &[Image], done: &Done<'_>) -> bool {
+fn refuses(index: &Digest, action: Action, images: &[Image], done: &Actions<'_>) -> bool {
     let stored = images.iter().find(|image| image.digest == *index);
     let was_archived = stored.is_some_and(|image| image.status == ImageStatus::Archived);
     match (action, find_done(done, index)) {
@@ -112,7 +112,7 @@ fn refuses(index: &Digest, action: Action, images: &[Image], done: &Done<'_>) ->
 }
 
 /// Again and again does what the oldest image that may be acted on is due, until there is none.
-fn execute<'a>(policy: &Policy, images: &'a [Image]) -> Done<'a> {
+fn execute<'a>(policy: &Policy, images: &'a [Image]) -> Actions<'a> {
     let mut done = Vec::new();
     loop {
         let can_go = |image: &&Image| match intent(policy, image, images, &done) {

@@ -38,7 +38,7 @@ impl std::fmt::Display for Kind {
     }
 }
 
-/// Why a policy was refused; displayed, it is the whole message of ECR's InvalidParameterException.
+/// The reason for which a policy was refused; displayed, it is the whole message of ECR's InvalidParameterException.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPolicy {
     /// The text is longer than [`MAX_LENGTH`].
@@ -54,7 +54,7 @@ pub enum InvalidPolicy {
     Document {
         /// The expected kind.
         kind: Kind,
-        /// Why it is not.
+        /// The reason for which it is not valid.
         reason: String,
     },
 }

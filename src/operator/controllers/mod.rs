@@ -518,13 +518,13 @@ mod tests {
             "what another spec's look had found"
         );
         assert_eq!(past(None, &[]), LastSync::NeverSynced);
-        let repaired = conditions(2, true, false);
+        let corrected = conditions(2, true, false);
         assert_eq!(
-            LastSync::InSync.still_reported(&repaired),
+            LastSync::InSync.still_reported(&corrected),
             Some((false, Cause::new(Reason::DriftCorrected, "mutability")))
         );
         assert_eq!(LastSync::Drifted.still_reported(&conditions(2, false, true)), None);
-        assert_eq!(LastSync::NeverSynced.still_reported(&repaired), None);
+        assert_eq!(LastSync::NeverSynced.still_reported(&corrected), None);
     }
 
     #[test]

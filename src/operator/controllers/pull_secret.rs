@@ -593,7 +593,7 @@ impl<'a> PullSecretReconcile<'a> {
             .buffer_unordered(CONCURRENT_REQUESTS)
             .collect()
             .await;
-        let (mut created, mut repaired, mut renewed) =
+        let (mut created, mut corrected, mut renewed) =
             (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         let mut done_in = BTreeSet::new();
         for (SecretWrite { secret: SecretName { namespace, .. }, reason, .. }, done) in written {
@@ -604,7 +604,7 @@ impl<'a> PullSecretReconcile<'a> {
             done_in.insert(namespace.clone());
             match reason {
                 WriteReason::Missing => created.insert(namespace),
-                WriteReason::Edited => repaired.insert(namespace),
+                WriteReason::Edited => corrected.insert(namespace),
                 WriteReason::SourceChanged
                 | WriteReason::Renewal
                 | WriteReason::Requested
@@ -614,14 +614,14 @@ impl<'a> PullSecretReconcile<'a> {
         }
         self.emit_event(Reason::Created, "made in", &created).await;
         self.emit_event(Reason::Renewed, "given a new token in", &renewed).await;
-        if !repaired.is_empty() {
+        if !corrected.is_empty() {
             let registry = &self.pull_secret.spec.registry_ref.name;
             Drift { ctx: self.ctx, kind: PullSecret::NAME, registry }
-                .corrected(LastSync::InSync, repaired.len());
+                .corrected(LastSync::InSync, corrected.len());
             let note = format!(
                 "drift of Secret {} was corrected in {}",
                 self.secret_name,
-                some(&repaired)
+                some(&corrected)
             );
             self.ctx.events.warning(self.pull_secret, Reason::DriftCorrected, note).await;
         }

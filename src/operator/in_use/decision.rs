@@ -15,7 +15,7 @@ use wharfage_domain::names::Digest;
 
 /// The actions on one repository.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Decision {
+pub struct InUseDecision {
     /// The actions in their order, none on an image in use.
     pub acts: Vec<ImageAction>,
     /// The number of images in use that a rule selected.
@@ -64,7 +64,7 @@ pub fn decide(
     children: &HashMap<Digest, Children>,
     used: &UsedHere,
     now: Timestamp,
-) -> Result<Decision, UnreadableIndex> {
+) -> Result<InUseDecision, UnreadableIndex> {
     let mut parents: HashMap<&Digest, Vec<Digest>> = HashMap::new();
     for (index, children) in children {
         let Children::Listed(children) = children else { continue };
@@ -88,7 +88,7 @@ pub fn decide(
     let facts: HashMap<&Digest, &StoredImage> =
         stored.iter().map(|it| (&it.image.digest, it)).collect();
     let mut layers: HashMap<&Digest, usize> = HashMap::new();
-    let mut decision = Decision::default();
+    let mut decision = InUseDecision::default();
     for mark in evaluate(policy, &images, now).marks {
         if kept.contains(&mark.image.digest) {
             decision.protected += usize::from(mark.cause == Cause::Selected);
@@ -201,7 +201,7 @@ mod tests {
         UsedHere { tags: HashSet::from([tag.parse().unwrap()]), ..UsedHere::default() }
     }
 
-    fn acted_on(decision: &Decision) -> Vec<usize> {
+    fn acted_on(decision: &InUseDecision) -> Vec<usize> {
         (0..100)
             .filter(|&index| decision.acts.iter().any(|act| act.image.digest == digest(index)))
             .collect()

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use kube::Client;
 use tokio::sync::Mutex as AsyncMutex;
 
-use super::decision::{Decision, ImageAction, UnreadableIndex, decide, selects_anything};
+use super::decision::{ImageAction, InUseDecision, UnreadableIndex, decide, selects_anything};
 use super::references::{Hosts, InUse};
 use super::workloads::{CannotTell, ImageScope, in_use};
 use crate::registry_client::{RegistryClient, RegistryError};
@@ -151,9 +151,11 @@ impl Run<'_> {
     ///
     /// # Errors
     /// When the images in use or the images of the repository are unknown.
-    pub async fn preview(&self) -> Result<Decision, Failure> {
+    pub async fn preview(&self) -> Result<InUseDecision, Failure> {
         let now = Timestamp::now();
-        let Some(images) = self.read_images(now).await? else { return Ok(Decision::default()) };
+        let Some(images) = self.read_images(now).await? else {
+            return Ok(InUseDecision::default());
+        };
         let latest = Instant::now();
         let not_before = if self.is_requested {
             latest
@@ -171,7 +173,7 @@ impl Run<'_> {
     pub async fn enforce(&self) -> Result<RunReport, Failure> {
         let now = Timestamp::now();
         let Some(images) = self.read_images(now).await? else { return Ok(RunReport::default()) };
-        let Decision { acts, protected } = self.decide(&images, Instant::now(), now).await?;
+        let InUseDecision { acts, protected } = self.decide(&images, Instant::now(), now).await?;
         // Deleting an image tag by tag is safe against a push. Deleting it by digest is safe
         // against an index that holds it.
         let by_digest = images.children.values().any(|children| *children == Children::Unreadable);
@@ -232,7 +234,7 @@ impl Run<'_> {
         images: &RepositoryImages,
         not_before: Instant,
         now: Timestamp,
-    ) -> Result<Decision, Failure> {
+    ) -> Result<InUseDecision, Failure> {
         let in_use = self.shared.in_use(self.client, self.scope, not_before).await?;
         let used = in_use.of(self.hosts, self.name);
         Ok(evaluating(|| decide(self.policy, &images.stored, &images.children, &used, now))?)

@@ -72,15 +72,15 @@ pub async fn in_use(client: &Client, scope: &ImageScope) -> Result<InUse, Cannot
             .map_err(|error| CannotTell::Selector(error.to_string()))?,
         None => Selector::default(),
     };
-    let mut found = Found::default();
-    let take = |it: Object<CronJobSpec>| {
+    let mut found = UsedImages::default();
+    let take = |it: ListedWorkload<CronJobSpec>| {
         found.add(&it.metadata.namespace, it.spec.job_template.spec.template.spec.images());
         Ok(())
     };
     CRON_JOBS.each(client, &all(), take).await?;
     let mut revised = HashMap::new();
     for workloads in [DEPLOYMENTS, STATEFUL_SETS, DAEMON_SETS] {
-        let take = |it: Object<Templated>| {
+        let take = |it: ListedWorkload<Templated>| {
             found.add(&it.metadata.namespace, it.spec.template.spec.images());
             if scope.keep_previous > 0 {
                 let current = it.spec.template.spec.images().map(str::to_owned).collect();
@@ -94,7 +94,7 @@ pub async fn in_use(client: &Client, scope: &ImageScope) -> Result<InUse, Cannot
         workloads.each(client, &all(), take).await?;
     }
     if scope.keep_previous > 0 {
-        let take = |it: Object<Templated>| {
+        let take = |it: ListedWorkload<Templated>| {
             if let Some(owner) = it.metadata.owner(&mut revised) {
                 let images = it.spec.template.spec.images().map(str::to_owned).collect();
                 owner.before.push((it.metadata.revision(), images));
@@ -119,7 +119,7 @@ pub async fn in_use(client: &Client, scope: &ImageScope) -> Result<InUse, Cannot
                 .add(&namespace, workload.previous(scope.keep_previous).iter().map(String::as_str));
         }
     }
-    let take = |it: Object<Templated>| {
+    let take = |it: ListedWorkload<Templated>| {
         found.add(&it.metadata.namespace, it.spec.template.spec.images());
         Ok(())
     };
@@ -210,9 +210,9 @@ impl Listed {
 
 /// The images found so far, by namespace.
 #[derive(Default)]
-struct Found(HashMap<String, HashSet<UsedImage>>);
+struct UsedImages(HashMap<String, HashSet<UsedImage>>);
 
-impl Found {
+impl UsedImages {
     /// Ignores names that cannot be ECR repositories.
     fn add<'a>(&mut self, namespace: &str, images: impl IntoIterator<Item = &'a str>) {
         let images = images.into_iter().filter_map(UsedImage::parse);
@@ -289,7 +289,7 @@ struct Named {
 }
 
 #[derive(Deserialize)]
-struct Object<Spec> {
+struct ListedWorkload<Spec> {
     metadata: Meta,
     spec: Spec,
 }
@@ -303,7 +303,7 @@ struct Meta {
     namespace: String,
     uid: String,
     annotations: Option<Annotations>,
-    owner_references: Option<Vec<Owner>>,
+    owner_references: Option<Vec<WorkloadOwner>>,
 }
 
 impl Meta {
@@ -327,7 +327,7 @@ struct Annotations {
 }
 
 #[derive(Deserialize)]
-struct Owner {
+struct WorkloadOwner {
     uid: String,
     controller: Option<bool>,
 }

@@ -37,7 +37,7 @@ pub(crate) struct SecretInputs<'a> {
 
 /// The changes to make, in this order. Empty when everything is as it should be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Decision {
+pub(crate) struct PullSecretChanges {
     /// Names to remove from service accounts.
     pub detach: Vec<Entry>,
     /// Secrets to delete, once no service account names them.
@@ -58,13 +58,13 @@ pub(crate) struct Entry {
 }
 
 /// Decides what to change.
-pub(crate) fn decide(inputs: &SecretInputs<'_>) -> Decision {
+pub(crate) fn decide(inputs: &SecretInputs<'_>) -> PullSecretChanges {
     let wanted: BTreeSet<_> =
         inputs.served.iter().map(|namespace| inputs.secret(namespace)).collect();
     let differs = |it: &HeldSecret| it.service_accounts != *inputs.service_accounts;
     let SecretPlan { delete, write } =
         plan_secrets(inputs.owner, &wanted, inputs.held, inputs.content(), differs);
-    let mut decision = Decision { delete, write, ..Decision::default() };
+    let mut decision = PullSecretChanges { delete, write, ..PullSecretChanges::default() };
     let is_deleted = |secret: &SecretName| decision.delete.iter().any(|it| it.secret == *secret);
     let none = BTreeSet::new();
     for held in inputs.held {

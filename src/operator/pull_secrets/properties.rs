@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::annotations::HeldSecret;
-use super::decide::{Decision, Entry, SecretInputs, decide};
+use super::decide::{Entry, PullSecretChanges, SecretInputs, decide};
 use crate::secrets::{
     OwnedSecret, SecretDeletion, SecretMark, SecretName, SecretOwner, SecretWrite,
 };
@@ -96,7 +96,7 @@ fn wanted() -> impl Strategy<Value = Wanted> {
 }
 
 impl Cluster {
-    fn decide(&self, wanted: &Wanted) -> Decision {
+    fn decide(&self, wanted: &Wanted) -> PullSecretChanges {
         decide(&SecretInputs {
             owner: &owner("home"),
             secret_name: "pull",
@@ -111,8 +111,8 @@ impl Cluster {
         })
     }
 
-    fn execute(&mut self, wanted: &Wanted, decision: &Decision) {
-        let Decision { detach, delete, write, attach } = decision;
+    fn execute(&mut self, wanted: &Wanted, decision: &PullSecretChanges) {
+        let PullSecretChanges { detach, delete, write, attach } = decision;
         for Entry { namespace, account, secret } in detach {
             let names = self.accounts.get_mut(&(namespace.clone(), account.clone())).unwrap();
             names.retain(|name| name != secret);
@@ -171,7 +171,7 @@ proptest! {
             let decision = cluster.decide(&wanted);
             cluster.execute(&wanted, &decision);
         }
-        prop_assert_eq!(cluster.decide(&wanted), Decision::default());
+        prop_assert_eq!(cluster.decide(&wanted), PullSecretChanges::default());
         let mine = cluster.held.iter().filter(|held| held.secret.owner == Some(owner("home")));
         let places: BTreeSet<_> = mine.map(|held| held.secret.name.clone()).collect();
         prop_assert_eq!(places, wanted.served.iter().map(|it| SecretName::new(it, "pull")).collect::<BTreeSet<_>>());
@@ -215,6 +215,6 @@ proptest! {
         };
         let wanted = Wanted { service_accounts: accounts, served: ["a".to_owned()].into() };
         let cluster = Cluster { held: vec![held], accounts: BTreeMap::new() };
-        prop_assert_eq!(cluster.decide(&wanted), Decision::default());
+        prop_assert_eq!(cluster.decide(&wanted), PullSecretChanges::default());
     }
 }

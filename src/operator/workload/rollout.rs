@@ -19,7 +19,7 @@ pub(crate) struct Pods {
     pub ready: i32,
     /// True if the numbers are about the current generation of the workload.
     pub current: bool,
-    /// Why no pod can be created, if that is reported.
+    /// The reason for which no pod can be created, if one is reported.
     pub failure: Option<String>,
 }
 
@@ -111,13 +111,13 @@ fn pod_trouble(pod: &Pod) -> Option<String> {
     let unscheduled =
         conditions.iter().find(|it| it.type_ == "PodScheduled" && it.status == "False");
     if let Some(condition) = unscheduled {
-        return Some(told(condition.reason.as_deref(), condition.message.as_deref()));
+        return Some(reported(condition.reason.as_deref(), condition.message.as_deref()));
     }
     let container = status.container_statuses.iter().flatten().find_map(container_trouble);
     if container.is_some() || status.phase.as_deref() != Some("Failed") {
         return container;
     }
-    Some(told(status.reason.as_deref(), status.message.as_deref()))
+    Some(reported(status.reason.as_deref(), status.message.as_deref()))
 }
 
 /// Returns why a container does not run. The last output of a crashed process explains more than the number of crashes.
@@ -126,7 +126,7 @@ fn container_trouble(container: &ContainerStatus) -> Option<String> {
     let state = container.state.as_ref()?;
     if let Some(ended) = &state.terminated {
         let reason = ended.reason.as_deref().unwrap_or("Terminated");
-        return Some(told(
+        return Some(reported(
             Some(&format!("{reason} (exit code {})", ended.exit_code)),
             ended.message.as_deref(),
         ));
@@ -139,7 +139,7 @@ fn container_trouble(container: &ContainerStatus) -> Option<String> {
         let last_output = last
             .and_then(|ended| ended.message.as_deref())
             .filter(|_| reason == Some("CrashLoopBackOff"));
-        return Some(told(reason, last_output.or(waiting.message.as_deref())));
+        return Some(reported(reason, last_output.or(waiting.message.as_deref())));
     }
     None
 }
@@ -164,7 +164,7 @@ fn claim_trouble(claim: &PersistentVolumeClaim) -> Option<String> {
     })
 }
 
-fn told(reason: Option<&str>, message: Option<&str>) -> String {
+fn reported(reason: Option<&str>, message: Option<&str>) -> String {
     match (reason, message.map(brief).filter(|message| !message.is_empty())) {
         (Some(reason), Some(message)) => format!("{reason}: {message}"),
         (Some(reason), None) => reason.to_owned(),
@@ -271,41 +271,41 @@ mod tests {
     fn the_reason_why_a_pod_does_not_serve_is_reported() {
         let none =
             deployment(1, json!({ "observedGeneration": 2, "replicas": 1, "updatedReplicas": 1 }));
-        let told = |status: serde_json::Value| match rollout(&none, &[pod("home-0", status)], None)
-        {
-            Rollout::Progressing(message) => message,
-            other => panic!("{other:?}"),
-        };
+        let reported =
+            |status: serde_json::Value| match rollout(&none, &[pod("home-0", status)], None) {
+                Rollout::Progressing(message) => message,
+                other => panic!("{other:?}"),
+            };
         assert_eq!(
-            told(container(
+            reported(container(
                 json!({ "waiting": { "reason": "ImagePullBackOff", "message": "Back-off pulling image \"w\"" } }),
                 json!({})
             )),
             "0 of 1 replicas serve: Pod home-0: ImagePullBackOff: Back-off pulling image \"w\""
         );
         assert_eq!(
-            told(container(
+            reported(container(
                 json!({ "waiting": { "reason": "CrashLoopBackOff", "message": "back-off 10s restarting" } }),
                 json!({ "terminated": { "exitCode": 1, "message": "a log line\nerror: cannot open the bucket\n" } })
             )),
             "0 of 1 replicas serve: Pod home-0: CrashLoopBackOff: error: cannot open the bucket"
         );
         assert_eq!(
-            told(container(
+            reported(container(
                 json!({ "terminated": { "exitCode": 137, "reason": "OOMKilled" } }),
                 json!({})
             )),
             "0 of 1 replicas serve: Pod home-0: OOMKilled (exit code 137)"
         );
         assert_eq!(
-            told(
+            reported(
                 json!({ "phase": "Pending", "conditions": [{ "type": "PodScheduled", "status": "False",
                 "reason": "Unschedulable", "message": "0/1 nodes are available: 1 Insufficient memory." }] })
             ),
             "0 of 1 replicas serve: Pod home-0: Unschedulable: 0/1 nodes are available: 1 Insufficient memory."
         );
         assert_eq!(
-            told(container(json!({ "waiting": { "reason": "ContainerCreating" } }), json!({}))),
+            reported(container(json!({ "waiting": { "reason": "ContainerCreating" } }), json!({}))),
             "0 of 1 replicas serve"
         );
     }

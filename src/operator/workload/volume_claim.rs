@@ -92,7 +92,7 @@ pub(crate) fn has_volume(claim: &PersistentVolumeClaim) -> bool {
 /// Decides how to change the claim `current`.
 pub(crate) fn claim(wanted: &Volume, current: &PersistentVolumeClaim) -> VolumeChange {
     let there = has_volume(current);
-    let anew = |is: &str, wanted: &str| {
+    let recreate = |is: &str, wanted: &str| {
         let (namespace, name) = (current.namespace().unwrap_or_default(), current.name_any());
         VolumeChange::Refuse(format!(
             "PersistentVolumeClaim {namespace}/{name} waits for a volume of {is} and can't ask for {wanted} instead: nothing is \
@@ -105,7 +105,7 @@ pub(crate) fn claim(wanted: &Volume, current: &PersistentVolumeClaim) -> VolumeC
         && wanted != class
     {
         if !there {
-            return anew(&format!("StorageClass {class}"), wanted);
+            return recreate(&format!("StorageClass {class}"), wanted);
         }
         return VolumeChange::Refuse(format!(
             "the volume is of StorageClass {class} and can't become one of {wanted}: set storageClassName back, or make \
@@ -119,7 +119,7 @@ pub(crate) fn claim(wanted: &Volume, current: &PersistentVolumeClaim) -> VolumeC
     {
         match (amount(&wanted.size), amount(size)) {
             (Some(wanted_amount), Some(amount)) if wanted_amount != amount && !there => {
-                return anew(&size.0, &wanted.size.0);
+                return recreate(&size.0, &wanted.size.0);
             }
             (Some(wanted_amount), Some(amount)) if wanted_amount > amount => {
                 return VolumeChange::Grow(wanted.size.clone());

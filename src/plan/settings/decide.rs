@@ -38,15 +38,15 @@ fn author(settings: &DesiredSettings) -> Author<String, String> {
     Author { desired: desired.collect(), last_applied: BTreeSet::new() }
 }
 
-type Decision = Result<Option<Step>, Refused>;
+type SettingsDecision = Result<Option<Step>, Refused>;
 
 /// Decides about each setting separately, because a registry may support only some of them. The policy comes last, because it
 /// may forbid the other changes.
-pub(super) fn decide(desired: &Desired, observed: &Observed) -> [Decision; 3] {
+pub(super) fn decide(desired: &Desired, observed: &Observed) -> [SettingsDecision; 3] {
     [account_settings(desired, observed), scanning(desired, observed), policy(desired, observed)]
 }
 
-fn account_settings(desired: &Desired, observed: &Observed) -> Decision {
+fn account_settings(desired: &Desired, observed: &Observed) -> SettingsDecision {
     if desired.settings.account_settings.is_empty() {
         return Ok(None);
     }
@@ -63,7 +63,7 @@ fn account_settings(desired: &Desired, observed: &Observed) -> Decision {
     Ok(step(desired, RegistryDocument::AccountSettings, changes.unzip()))
 }
 
-fn scanning(desired: &Desired, observed: &Observed) -> Decision {
+fn scanning(desired: &Desired, observed: &Observed) -> SettingsDecision {
     const FIELD: &str = "scanningConfiguration";
     let Some(to) = &desired.settings.scanning_configuration else { return Ok(None) };
     let found = readable(desired, FIELD, &observed.settings.scanning_configuration)?;
@@ -75,7 +75,7 @@ fn scanning(desired: &Desired, observed: &Observed) -> Decision {
     Ok(step(desired, RegistryDocument::ScanningConfiguration, (vec![changed], vec![call])))
 }
 
-fn policy(desired: &Desired, observed: &Observed) -> Decision {
+fn policy(desired: &Desired, observed: &Observed) -> SettingsDecision {
     let Some(to) = &desired.settings.policy else { return Ok(None) };
     let found = readable(desired, "policy", &observed.settings.policy)?;
     let call = match (to, found) {

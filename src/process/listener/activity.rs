@@ -35,7 +35,7 @@ const UNASKED: u64 = 4 * 1024 * 1024;
 /// chunk or a frame.
 const AROUND_A_PIECE: u64 = 256;
 
-/// Why a connection was ended from this side.
+/// The reason for which a connection was ended from this side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Ended {
@@ -109,7 +109,7 @@ pub struct Activity {
     /// When this side began to wait for the end of what it will not read; 0 before that.
     lingering_since: AtomicU64,
     sending: Mutex<SendWindow>,
-    why: AtomicU8,
+    reason: AtomicU8,
     cancelled: CancellationToken,
 }
 
@@ -140,7 +140,7 @@ impl Activity {
             heard: AtomicU64::new(0),
             lingering_since: AtomicU64::new(0),
             sending: Mutex::default(),
-            why: AtomicU8::new(0),
+            reason: AtomicU8::new(0),
             cancelled: CancellationToken::new(),
         }
     }
@@ -187,16 +187,20 @@ impl Activity {
     }
 
     /// Ends the connection.
-    pub(super) fn end(&self, why: Ended) {
-        if self.why.compare_exchange(0, why as u8, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+    pub(super) fn end(&self, reason: Ended) {
+        if self
+            .reason
+            .compare_exchange(0, reason as u8, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok()
+        {
             self.cancelled.cancel();
         }
     }
 
-    /// Returns why the connection was ended from this side, if it was.
+    /// Returns reason the connection was ended from this side, if it was.
     pub fn ended(&self) -> Option<Ended> {
-        let why = self.why.load(Ordering::Relaxed);
-        Ended::ALL.into_iter().find(|candidate| *candidate as u8 == why)
+        let reason = self.reason.load(Ordering::Relaxed);
+        Ended::ALL.into_iter().find(|candidate| *candidate as u8 == reason)
     }
 
     /// Waits until the connection is to be ended.
@@ -261,7 +265,7 @@ impl Activity {
         idle.then(|| self.now().saturating_sub(self.idle_since.load(Ordering::Relaxed)))
     }
 
-    /// Returns why the connection should end now, if it should. `scarce` says that memory is scarce.
+    /// Returns reason the connection should end now, if it should. `scarce` says that memory is scarce.
     pub(super) fn overdue(&self, scarce: bool) -> Option<Ended> {
         self.overdue_at(self.now(), scarce)
     }

@@ -61,7 +61,7 @@ pub(crate) struct SignedRequest<'a> {
 
 /// The required scope of a signature.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Scope<'a> {
+pub(crate) struct CredentialScope<'a> {
     /// The region of the registry.
     pub(crate) region: &'a Region,
     /// The service that the request calls.
@@ -75,7 +75,7 @@ pub(crate) struct Scope<'a> {
 pub(crate) fn check_claims(
     uri: &Uri,
     headers: &HeaderMap,
-    scope: Scope<'_>,
+    scope: CredentialScope<'_>,
     keyring: &Keyring,
     now: Timestamp,
 ) -> Result<Principal, AuthError> {
@@ -88,7 +88,7 @@ pub(crate) fn check_claims(
 /// [`AuthError`] as Amazon ECR would put it.
 pub(crate) fn verify(
     request: SignedRequest<'_>,
-    scope: Scope<'_>,
+    scope: CredentialScope<'_>,
     keyring: &Keyring,
     now: Timestamp,
 ) -> Result<Principal, AuthError> {
@@ -110,7 +110,7 @@ pub(crate) fn verify(
 fn claims<'a>(
     uri: &Uri,
     headers: &'a HeaderMap,
-    scope: Scope<'_>,
+    scope: CredentialScope<'_>,
     keyring: &'a Keyring,
     now: Timestamp,
 ) -> Result<(Authorization<'a>, &'a str, &'a SigningKey), AuthError> {
@@ -199,7 +199,7 @@ impl<'a> Authorization<'a> {
         Ok(Self { access_key_id, date, region, service, terminator, signed_headers, signature })
     }
 
-    fn check_scope(&self, scope: Scope<'_>, date: &str) -> Result<(), AuthError> {
+    fn check_scope(&self, scope: CredentialScope<'_>, date: &str) -> Result<(), AuthError> {
         if self.terminator != TERMINATOR {
             return Err(invalid(
                 "Credential should be scoped with a valid terminator: 'aws4_request'.",

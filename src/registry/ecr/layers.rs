@@ -90,7 +90,7 @@ impl Parts {
     }
 
     /// Returns the position of a part after `offset` acknowledged bytes.
-    fn judge(&self, offset: u64, part: Part) -> PartPosition {
+    fn position(&self, offset: u64, part: Part) -> PartPosition {
         if self.last.as_ref() == Some(&part) && offset == part.last + 1 {
             return PartPosition::Replay;
         }
@@ -180,7 +180,7 @@ pub(crate) async fn upload_part(call: &EcrCall, input: UploadPart) -> Result<Val
     let digest = tokio::task::spawn_blocking(move || Digest::sha256(&hashed)).await;
     let part =
         Part { first, last, digest: digest.map_err(|error| EcrError::Server(error.into()))? };
-    match Parts::parse(&session.acknowledged().progress.protocol_state).judge(offset, part) {
+    match Parts::parse(&session.acknowledged().progress.protocol_state).position(offset, part) {
         PartPosition::Replay => {}
         PartPosition::OutOfSequence => {
             return Err(invalid_part(format!(

@@ -95,8 +95,10 @@ async fn run(
 ) -> Result<Bytes, EcrError> {
     let now = Timestamp::now();
     let target = head.headers.get(AMZ_TARGET).map(HeaderValue::as_bytes).unwrap_or_default();
-    let scope =
-        sigv4::Scope { region: &registry.config.region, service: operations::service(target) };
+    let scope = sigv4::CredentialScope {
+        region: &registry.config.region,
+        service: operations::service(target),
+    };
     // Checks that need no body come before it is read.
     let claimed = sigv4::check_claims(&head.uri, &head.headers, scope, &registry.keys, now)?;
     let limit = operation.map_or(SMALL_BODY, |operation| operation.body_limit);

@@ -20,7 +20,7 @@ use wharfage_process::shutdown::Stop;
 
 /// The interval between checks of the files. They are small, and a volume gives no notice of a
 /// change.
-const LOOK: Duration = Duration::from_secs(5);
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The names of the HTTP versions in ALPN.
 pub(crate) const HTTP2: &[u8] = b"h2";
@@ -100,7 +100,7 @@ impl ServerTls {
     // it.
     pub fn watch_files(mut self, mut stop: Stop) -> BoxFuture<'static, ()> {
         async move {
-            let mut looks = tokio::time::interval(LOOK);
+            let mut looks = tokio::time::interval(CHECK_INTERVAL);
             loop {
                 tokio::select! {
                     _ = stop.wait_for(|stop| *stop) => break,

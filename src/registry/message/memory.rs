@@ -45,26 +45,26 @@ pub(crate) enum Caller {
 
 /// The memory budget of a process.
 #[derive(Debug)]
-pub(crate) struct Memory {
+pub(crate) struct MemoryBudget {
     verified: Budget,
     unverified: Budget,
     reads: Semaphore,
     known: Cache<Caller, ()>,
 }
 
-static PROCESS: OnceLock<Memory> = OnceLock::new();
+static PROCESS: OnceLock<MemoryBudget> = OnceLock::new();
 
 /// Returns the process's memory budget, of the default size unless [`set_size`] was called before.
-pub(crate) fn process() -> &'static Memory {
-    PROCESS.get_or_init(|| Memory::new(DEFAULT_MIB * 1024 * 1024))
+pub(crate) fn process() -> &'static MemoryBudget {
+    PROCESS.get_or_init(|| MemoryBudget::new(DEFAULT_MIB * 1024 * 1024))
 }
 
 /// Sets the size in bytes. Returns false and changes nothing after a body was read.
 pub fn set_size(bytes: usize) -> bool {
-    PROCESS.set(Memory::new(bytes)).is_ok()
+    PROCESS.set(MemoryBudget::new(bytes)).is_ok()
 }
 
-impl Memory {
+impl MemoryBudget {
     fn new(bytes: usize) -> Self {
         let share = |size: usize| Budget::new(Limits { size, per_owner: size / 4 * 3, free: FREE });
         let unverified = bytes / 8 * 3;
@@ -160,8 +160,8 @@ mod tests {
         Caller::Verified(peer, key.into())
     }
 
-    fn memory() -> Memory {
-        Memory::new(DEFAULT_MIB * MIB)
+    fn memory() -> MemoryBudget {
+        MemoryBudget::new(DEFAULT_MIB * MIB)
     }
 
     #[test]

@@ -86,7 +86,7 @@ async fn read(
     body: &mut RequestBody,
 ) -> Result<(&'static QueryOperation, Principal), QueryError> {
     let now = Timestamp::now();
-    let scope = sigv4::Scope { region: &registry.config.region, service: sts::SERVICE };
+    let scope = sigv4::CredentialScope { region: &registry.config.region, service: sts::SERVICE };
     // Checks that need no body come before it is read.
     sigv4::check_claims(&head.uri, &head.headers, scope, &registry.keys, now)?;
     let (form, _account) = body.read_up_to(BODY_LIMIT, &Caller::Unverified(body.peer())).await?;

@@ -20,7 +20,7 @@ const LIMIT: u64 = 512 * 1024 * 1024;
 const LEFT_BEHIND: u64 = 64 * 1024 * 1024;
 /// The time between two checks of whether memory has been given back, and their number: the
 /// allocator takes about ten seconds.
-const LOOK: Duration = Duration::from_millis(100);
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 const LOOKS: usize = 400;
 
 /// A registry with an image that others pull.
@@ -122,7 +122,7 @@ impl Siege {
             if left <= LEFT_BEHIND {
                 break;
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
         }
         let (before, left) = (self.resident_before / MIB, left / MIB);
         eprintln!(

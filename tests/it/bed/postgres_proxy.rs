@@ -18,31 +18,31 @@ const COMMIT: &[u8] = b"Q\0\0\0\x0bCOMMIT\0";
 /// A running proxy. Dropping it ends it.
 pub struct PostgresProxy {
     address: SocketAddr,
-    doomed: Arc<Doomed>,
+    planned_loss: Arc<PlannedLoss>,
     _listener: JoinSet<()>,
 }
 
 /// A part of a statement: the answer to the commit of the next transaction with it is lost.
 #[derive(Default)]
-struct Doomed(Mutex<Option<&'static str>>);
+struct PlannedLoss(Mutex<Option<&'static str>>);
 
 impl PostgresProxy {
     /// Starts one in front of `server`.
     pub async fn start(server: &Postgres) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port of loopback");
         let address = listener.local_addr().expect("a bound socket has an address");
-        let doomed = Arc::<Doomed>::default();
+        let planned_loss = Arc::<PlannedLoss>::default();
         let mut accepting = JoinSet::new();
         accepting.spawn({
-            let (socket, doomed) = (server.socket(), Arc::clone(&doomed));
+            let (socket, planned_loss) = (server.socket(), Arc::clone(&planned_loss));
             async move {
                 let mut connections = JoinSet::new();
                 while let Ok((client, _)) = listener.accept().await {
-                    connections.spawn(pass_on(client, socket.clone(), Arc::clone(&doomed)));
+                    connections.spawn(pass_on(client, socket.clone(), Arc::clone(&planned_loss)));
                 }
             }
         });
-        Self { address, doomed, _listener: accepting }
+        Self { address, planned_loss, _listener: accepting }
     }
 
     /// The URL of a database of the server by way of the proxy. Each statement is sent with its text, by which the proxy
@@ -57,23 +57,23 @@ impl PostgresProxy {
 
     /// Lets the next transaction with such a statement commit, and ends its connection instead of passing the answer on.
     pub fn lose_answer_to_commit_of(&self, statement: &'static str) {
-        *self.doomed.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(statement);
+        *self.planned_loss.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(statement);
     }
 }
 
-impl Doomed {
+impl PlannedLoss {
     /// Returns whether the answer to the commit of a transaction of these messages is lost: of one transaction.
     fn take(&self, transaction: &[u8]) -> bool {
-        let mut doomed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = doomed.is_some_and(|part| {
+        let mut planned_loss = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = planned_loss.is_some_and(|part| {
             transaction.windows(part.len()).any(|window| window == part.as_bytes())
         });
-        found && doomed.take().is_some()
+        found && planned_loss.take().is_some()
     }
 }
 
 /// Passes on what each side sends, until one ends or an answer is lost.
-async fn pass_on(mut client: TcpStream, server: PathBuf, doomed: Arc<Doomed>) {
+async fn pass_on(mut client: TcpStream, server: PathBuf, planned_loss: Arc<PlannedLoss>) {
     let Ok(mut server) = UnixStream::connect(server).await else { return };
     let (mut asked, mut answered) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
     let (mut transaction, mut is_lost) = (Vec::new(), false);
@@ -85,7 +85,7 @@ async fn pass_on(mut client: TcpStream, server: PathBuf, doomed: Arc<Doomed>) {
                 // them.
                 transaction.extend_from_slice(&asked[..length]);
                 if transaction.ends_with(COMMIT) {
-                    is_lost = doomed.take(&transaction);
+                    is_lost = planned_loss.take(&transaction);
                 }
                 if transaction.ends_with(COMMIT) || transaction.ends_with(BEGIN) {
                     transaction.clear();

@@ -414,9 +414,9 @@ pub async fn an_unfinished_blob_is_deleted_with_its_leftovers(fixture: &dyn Back
 
 /// Collects the inspected bytes.
 #[derive(Default)]
-struct Seen(Mutex<Vec<u8>>);
+struct Recorder(Mutex<Vec<u8>>);
 
-impl Inspect for Seen {
+impl Inspect for Recorder {
     fn inspect(&self, bytes: &[u8]) {
         self.0.lock().unwrap().extend_from_slice(bytes);
     }
@@ -429,7 +429,7 @@ pub async fn every_byte_is_inspected_once_and_in_order(fixture: &dyn BackendFixt
     for frame in [1000, 31 * KIB, 100 * KIB, 700 * KIB] {
         let (fresh, next) =
             (UploadKey::plain(Generation::random()), UploadKey::plain(Generation::random()));
-        let seen = Arc::new(Seen::default());
+        let seen = Arc::new(Recorder::default());
         let state = WriterState::default();
         let mut writer =
             blobs.writer(&fresh, 0, &state, Handover::Clean, seen.clone()).await.unwrap();
@@ -448,7 +448,7 @@ pub async fn every_byte_is_inspected_once_and_in_order(fixture: &dyn BackendFixt
         drop(writer);
 
         // The next writer inspects only the new bytes.
-        let seen = Arc::new(Seen::default());
+        let seen = Arc::new(Recorder::default());
         let mut writer = blobs
             .writer(&next, checkpointed as u64, &state, Handover::Clean, seen.clone())
             .await

@@ -191,7 +191,7 @@ fn orders(first: usize, second: usize, canceler: usize) -> Vec<Vec<Actor>> {
 
 /// The stores under test.
 #[derive(Clone)]
-struct World {
+struct TestBed {
     metadata: Arc<dyn Metadata>,
     blobs: Arc<dyn Blobs>,
     repository: Repository,
@@ -200,7 +200,7 @@ struct World {
 /// A blob that a writer has acknowledged.
 type Acknowledged = (Digest, u64);
 
-impl World {
+impl TestBed {
     fn registry(&self, blobs: Arc<dyn Blobs>) -> Arc<Registry> {
         let config = Config {
             region: "local-1".parse().unwrap(),
@@ -305,12 +305,13 @@ impl World {
         cancels: usize,
     ) {
         let orders = orders(does[0].steps(), does[1].steps(), cancels);
-        let runs = stream::iter(orders).map(|order| {
-            let (world, before) = (self.clone(), before.clone());
-            async move {
-                tokio::spawn(async move { world.run(before, does, order).await }).await.unwrap()
-            }
-        });
+        let runs =
+            stream::iter(orders).map(|order| {
+                let (bed, before) = (self.clone(), before.clone());
+                async move {
+                    tokio::spawn(async move { bed.run(before, does, order).await }).await.unwrap()
+                }
+            });
         let acknowledged: Vec<_> = runs.buffer_unordered(AT_ONCE).concat().await;
         assert!(!acknowledged.is_empty());
 
@@ -358,12 +359,12 @@ struct Writer {
 }
 
 impl Writer {
-    fn start(world: &World, id: Uuid, before: Bytes, bytes: Bytes, does: Does) -> Self {
+    fn start(bed: &TestBed, id: Uuid, before: Bytes, bytes: Bytes, does: Does) -> Self {
         let (arrived, arrivals) = mpsc::unbounded_channel();
         let gate = Arc::new(Gate { arrived, go: Semaphore::new(0) });
-        let registry = world
-            .registry(Arc::new(Gated { blobs: Arc::clone(&world.blobs), gate: Arc::clone(&gate) }));
-        let repository = world.repository.id;
+        let registry = bed
+            .registry(Arc::new(Gated { blobs: Arc::clone(&bed.blobs), gate: Arc::clone(&gate) }));
+        let repository = bed.repository.id;
         let task = tokio::spawn(async move {
             let mut session = registry.open_upload(repository, id).await?;
             session.append(bytes.clone()).await?;
@@ -407,15 +408,15 @@ impl Writer {
 
 async fn every_order(metadata: Arc<dyn Metadata>, fixture: &dyn BackendFixture, large: bool) {
     let repository = metadata.create_repository(new_repository("app"), 10).await.unwrap();
-    let world = World { metadata, blobs: fixture.open().await, repository };
+    let bed = TestBed { metadata, blobs: fixture.open().await, repository };
     if large {
         // The session has a part and a tail, so both writers continue the same multipart upload.
-        world.run_all(fixture, &content(1, 6 * MIB + 10), [Does::Put, Does::Put], 0).await;
-        world.run_all(fixture, &content(1, 6 * MIB + 10), [Does::Patch, Does::Put], 0).await;
+        bed.run_all(fixture, &content(1, 6 * MIB + 10), [Does::Put, Does::Put], 0).await;
+        bed.run_all(fixture, &content(1, 6 * MIB + 10), [Does::Patch, Does::Put], 0).await;
     }
     for before in [content(1, 0), content(1, 10)] {
-        world.run_all(fixture, &before, [Does::Put, Does::Put], 1).await;
-        world.run_all(fixture, &before, [Does::Patch, Does::Put], 1).await;
+        bed.run_all(fixture, &before, [Does::Put, Does::Put], 1).await;
+        bed.run_all(fixture, &before, [Does::Patch, Does::Put], 1).await;
     }
 }
 

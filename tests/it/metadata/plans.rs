@@ -56,15 +56,15 @@ enum Database {
 
 /// Statements that were executed, and those that were explained.
 #[derive(Default)]
-struct Seen {
+struct CheckedPlans {
     new: BTreeSet<(Database, String)>,
     explained: BTreeSet<(Database, String)>,
 }
 
-static SEEN: OnceLock<Mutex<Seen>> = OnceLock::new();
+static CHECKED: OnceLock<Mutex<CheckedPlans>> = OnceLock::new();
 
-fn seen() -> std::sync::MutexGuard<'static, Seen> {
-    SEEN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
+fn seen() -> std::sync::MutexGuard<'static, CheckedPlans> {
+    CHECKED.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Collects statements from their trace events.

@@ -184,8 +184,8 @@ impl fmt::Display for RunTotals {
     }
 }
 
-/// Lists the actions by repository. Repositories beyond `room` bytes are summed up.
-pub(super) fn enforced(ran: &[(RepositoryName, RunTotals)], room: usize) -> String {
+/// Lists the actions by repository. Repositories beyond `limit` bytes are summed up.
+pub(super) fn enforced(ran: &[(RepositoryName, RunTotals)], limit: usize) -> String {
     let lines_of = |named: usize| {
         let (named, others) = ran.split_at(named);
         let mut lines: Vec<String> =
@@ -201,7 +201,7 @@ pub(super) fn enforced(ran: &[(RepositoryName, RunTotals)], room: usize) -> Stri
     (0..=ran.len())
         .rev()
         .map(lines_of)
-        .find(|text| text.len() <= room)
+        .find(|text| text.len() <= limit)
         .unwrap_or_else(|| lines_of(0))
 }
 

@@ -226,15 +226,15 @@ mod tests {
         );
         let unavailable = ConditionSet::of(ReadyState::Reconciling(Cause::new(
             Reason::RegistryUnavailable,
-            "it is away",
+            "it is unreachable",
         )));
         assert_eq!(
             message(&Secrets { why_not: Some(unavailable.clone()), ..having(&["a"]) }),
-            "reconciling RegistryUnavailable: it is away; Secret pull is in 1 namespace until 1970-01-01T00:16:40Z"
+            "reconciling RegistryUnavailable: it is unreachable; Secret pull is in 1 namespace until 1970-01-01T00:16:40Z"
         );
         assert_eq!(
             message(&Secrets { why_not: Some(unavailable), ..Secrets::default() }),
-            "reconciling RegistryUnavailable: it is away"
+            "reconciling RegistryUnavailable: it is unreachable"
         );
         let older = SecretOwner { namespace: "team".to_owned(), name: "older".to_owned() };
         let taken: BTreeMap<_, _> =

@@ -231,13 +231,20 @@ impl<'a> WorkloadReconcile<'a> {
 
     /// Returns the state of the registry, by its pods.
     async fn rollout_status(&self, pods: &Pods) -> Result<ConditionSet, ReconcileError> {
-        let stands = |state| ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) };
+        let with_references =
+            |state| ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) };
         match workload::rollout(pods, &[], None) {
             Rollout::Serving(message) => {
-                return Ok(stands(ReadyState::Ready(Cause::new(Reason::Serving, message))));
+                return Ok(with_references(ReadyState::Ready(Cause::new(
+                    Reason::Serving,
+                    message,
+                ))));
             }
             Rollout::Stopped(message) => {
-                return Ok(stands(ReadyState::Reconciling(Cause::new(Reason::Stopped, message))));
+                return Ok(with_references(ReadyState::Reconciling(Cause::new(
+                    Reason::Stopped,
+                    message,
+                ))));
             }
             Rollout::Progressing(_) => {}
         }
@@ -252,6 +259,6 @@ impl<'a> WorkloadReconcile<'a> {
         );
         let (Rollout::Serving(message) | Rollout::Stopped(message) | Rollout::Progressing(message)) =
             workload::rollout(pods, &there, claim.as_ref());
-        Ok(stands(ReadyState::Reconciling(Cause::new(Reason::Progressing, message))))
+        Ok(with_references(ReadyState::Reconciling(Cause::new(Reason::Progressing, message))))
     }
 }

@@ -98,7 +98,7 @@ impl Sent {
 
     fn verify_at(&self, now: Timestamp) -> Result<Principal, AuthError> {
         let region: Region = "local-1".parse().unwrap();
-        let scope = Scope { region: &region, service: "ecr" };
+        let scope = CredentialScope { region: &region, service: "ecr" };
         let body_hash = Sha256::digest(&self.body).into();
         let (method, uri, headers) = (&self.method, &self.uri, &self.headers);
         verify(SignedRequest { method, uri, headers, body_hash }, scope, &keyring(), now)
@@ -189,7 +189,7 @@ fn the_published_examples_verify() {
         );
         sent.set("authorization", &authorization);
         let region: Region = "us-east-1".parse().unwrap();
-        let scope = Scope { region: &region, service: "service" };
+        let scope = CredentialScope { region: &region, service: "service" };
         let (method, uri, headers) = (&sent.method, &sent.uri, &sent.headers);
         let request =
             SignedRequest { method, uri, headers, body_hash: Sha256::digest(&sent.body).into() };

@@ -8,7 +8,7 @@ fn part(first: u64, last: u64) -> Part {
 
 fn after(parts: &[(u64, u64)]) -> (Parts, u64) {
     parts.iter().fold((Parts::default(), 0), |(parts, offset), &(first, last)| {
-        match parts.judge(offset, part(first, last)) {
+        match parts.position(offset, part(first, last)) {
             PartPosition::Append(parts) => (parts, last + 1),
             other => panic!("{first}-{last}: {other:?}"),
         }
@@ -18,17 +18,17 @@ fn after(parts: &[(u64, u64)]) -> (Parts, u64) {
 #[test]
 fn parts_follow_each_other() {
     let (parts, offset) = after(&[(0, MIN_PART - 1), (MIN_PART, MIN_PART + 9)]);
-    assert_eq!(parts.judge(offset, part(offset + 1, offset + 2)), PartPosition::OutOfSequence);
-    assert_eq!(parts.judge(offset, part(0, MIN_PART - 1)), PartPosition::OutOfSequence);
-    assert!(matches!(parts.judge(offset, part(offset, offset)), PartPosition::Append(_)));
+    assert_eq!(parts.position(offset, part(offset + 1, offset + 2)), PartPosition::OutOfSequence);
+    assert_eq!(parts.position(offset, part(0, MIN_PART - 1)), PartPosition::OutOfSequence);
+    assert!(matches!(parts.position(offset, part(offset, offset)), PartPosition::Append(_)));
 }
 
 #[test]
 fn the_last_part_may_be_sent_again_as_it_was() {
     let (parts, offset) = after(&[(0, 9)]);
-    assert_eq!(parts.judge(offset, part(0, 9)), PartPosition::Replay);
+    assert_eq!(parts.position(offset, part(0, 9)), PartPosition::Replay);
     let other = Part { digest: Digest::sha256(b"other"), ..part(0, 9) };
-    assert_eq!(parts.judge(offset, other), PartPosition::OutOfSequence);
+    assert_eq!(parts.position(offset, other), PartPosition::OutOfSequence);
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn only_the_last_part_may_be_small() {
 #[test]
 fn the_number_of_parts_is_limited() {
     let full = Parts { count: MAX_PARTS, ..Parts::default() };
-    assert_eq!(full.judge(0, part(0, 9)), PartPosition::TooMany);
+    assert_eq!(full.position(0, part(0, 9)), PartPosition::TooMany);
 }
 
 #[test]

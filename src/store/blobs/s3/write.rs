@@ -360,8 +360,9 @@ impl BlobWriter for S3Writer {
         self.load().await?;
         self.replaced.extend(self.saved.take().map(|saved| saved.generation));
         while !bytes.is_empty() {
-            let room = usize::try_from(PART.saturating_sub(self.tail.len())).unwrap_or(usize::MAX);
-            let next = bytes.split_to(room.min(bytes.len()));
+            let missing =
+                usize::try_from(PART.saturating_sub(self.tail.len())).unwrap_or(usize::MAX);
+            let next = bytes.split_to(missing.min(bytes.len()));
             self.admit(next.len() as u64).await?;
             // Copied, because a part may take long to fill, and a frame keeps alive the receive
             // buffer of which it is a slice.
