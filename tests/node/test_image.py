@@ -113,7 +113,8 @@ def test_building_it_again_gives_the_same_image(image, rebuilt):
 
 
 def test_cargo_binstall_finds_the_program_in_the_archive(rebuilt, files):
-    package = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]
+    manifest = tomllib.loads((ROOT / "Cargo.toml").read_text())
+    package = manifest["package"] | {"version": manifest["workspace"]["package"]["version"]}
     binstall = package["metadata"]["binstall"]
     target = f"{platform.machine()}-unknown-linux-musl"
     fields = {"repo": "REPO", "name": package["name"], "version": package["version"], "target": target, "bin": "wharfage", "binary-ext": ""}
