@@ -38,7 +38,9 @@ def health(tmp_path):
     def health(one):
         script = tmp_path / "health.lua"
         reported = 'print(reported.status); print(reported.message or "")'
-        script.write_text(f"obj = {lua(one)}\nlocal function health()\n{HEALTH[PREFIX + one['kind']]}\nend\nreported = health()\n{reported}\n")
+        script.write_text(
+            f"obj = {lua(one)}\nlocal function health()\n{HEALTH[PREFIX + one['kind']]}\nend\nreported = health()\n{reported}\n"
+        )
         ran = subprocess.run([tool("WHARFAGE_TEST_GLUA"), script], check=False, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stdout + ran.stderr
         status, _, message = ran.stdout.strip().partition("\n")
