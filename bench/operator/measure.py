@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "operator"), str(ROOT / "tests" / "shared")]
 
 from bed import Cluster, Etcd  # noqa: E402
-from kube import API_VERSION, Kube, standing  # noqa: E402
+from kube import API_VERSION, Kube, has_state  # noqa: E402
 from operators import Operator  # noqa: E402
 from registries import Registry  # noqa: E402
 
@@ -110,7 +110,7 @@ def by_operation(metrics):
 def all_ready(operator, repositories, policies):
     metrics = operator.metrics()
     ready = {
-        kind: sums(metrics, "wharfage_operator_resources", f'kind="{kind}"', 'standing="ready"')
+        kind: sums(metrics, "wharfage_operator_resources", f'kind="{kind}"', 'state="ready"')
         for kind in ("Repository", "LifecyclePolicy")
     }
     say(f"  ready: {ready}")
@@ -166,7 +166,7 @@ def measure(given, folder):
         first = operator.metrics()
         cpu = cpu_seconds(operator.process)
         sample = cluster.kube.get("Repository", "app-0", "team-0")
-        assert standing(sample, "Ready"), sample
+        assert has_state(sample, "Ready"), sample
         assert len(registry.names()) == given.repositories
 
         # What the first pass left to do is done in the first interval after it; the second is like all that follow.
