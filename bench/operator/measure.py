@@ -110,8 +110,7 @@ def by_operation(metrics):
 def all_ready(operator, repositories, policies):
     metrics = operator.metrics()
     ready = {
-        kind: sums(metrics, "wharfage_operator_resources", f'kind="{kind}"', 'state="ready"')
-        for kind in ("Repository", "LifecyclePolicy")
+        kind: sums(metrics, "wharfage_operator_resources", f'kind="{kind}"', 'state="ready"') for kind in ("Repository", "LifecyclePolicy")
     }
     say(f"  ready: {ready}")
     return ready == {"Repository": repositories, "LifecyclePolicy": policies}
