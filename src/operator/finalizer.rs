@@ -13,6 +13,8 @@ use kube::{Api, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+use crate::api_error::ignore_not_found;
+
 pub const FINALIZER: &str = "wharfage.dev/finalizer";
 
 const FIELD_MANAGER: &str = "wharfage-finalizer";
@@ -38,7 +40,7 @@ where
         "metadata": { "name": object.name_any(), "uid": object.uid(), "finalizers": [FINALIZER] },
     });
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    gone_is_fine(api.patch_metadata(&object.name_any(), &params, &Patch::Apply(&patch)).await)
+    ignore_not_found(api.patch_metadata(&object.name_any(), &params, &Patch::Apply(&patch)).await)
 }
 
 /// Removes the finalizer, so that the object can be deleted.
@@ -61,12 +63,7 @@ where
     let patch = serde_json::from_value(patch).map_err(kube::Error::SerdeError)?;
     let params =
         PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    gone_is_fine(api.patch_metadata(&object.name_any(), &params, &Patch::Json::<()>(patch)).await)
-}
-
-fn gone_is_fine<T>(answer: Result<T, kube::Error>) -> Result<(), kube::Error> {
-    match answer {
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        answer => answer.map(drop),
-    }
+    ignore_not_found(
+        api.patch_metadata(&object.name_any(), &params, &Patch::Json::<()>(patch)).await,
+    )
 }

@@ -3,10 +3,11 @@
 //! ECR has one document per registry for replication rules, scanning rules, account settings and policy statements. Several
 //! resources each own some entries of it, and ECR has no tags on which to record that. So each author remembers the keys of
 //! the entries that it applied, in the status of its resource, and passes them to [`merge`] as `last_applied`. Entries that
-//! are neither desired nor remembered belong to another party and stay.
+//! no author remembers belong to another party and stay, even when an author desires the same entry and goes later.
 //!
-//! The order of a write is: store [`AuthorResult::to_record`], write the document, store [`AuthorResult::applied`]. After a
-//! crash anywhere in between, the record still holds every entry that the author may have written, so none is left behind.
+//! The order of a write is: store every author's [`AuthorResult::to_record`], write the document, store every author's
+//! [`AuthorResult::applied`]. After a crash anywhere in between, the records still hold every entry that an author may have
+//! written, so none is left behind.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -53,8 +54,9 @@ pub struct EntryConflict<K> {
 
 /// Merges the entries of `authors`, the older first, into the current document.
 ///
-/// An entry that two authors claim belongs to the older one. An author that is gone passes no desired entries; when its result
-/// is written, nothing of it is left.
+/// An entry that two authors claim belongs to the older one. An entry that is there and that no author remembers gets the
+/// content that an author desires, but is not recorded as the author's: it was there before and stays when the author goes.
+/// An author that is gone passes no desired entries; when its result is written, nothing of it is left.
 pub fn merge<K: Ord + Clone, V: Clone + PartialEq>(
     current: &[(K, V)],
     authors: &[Author<K, V>],
@@ -81,6 +83,8 @@ pub fn merge<K: Ord + Clone, V: Clone + PartialEq>(
         results.push((conflicts, author));
     }
     let recorded: BTreeSet<&K> = authors.iter().flat_map(|it| &it.last_applied).collect();
+    let foreign: BTreeSet<&K> =
+        current.iter().map(|(key, _)| key).filter(|it| !recorded.contains(it)).collect();
     let mut written: BTreeSet<&K> = BTreeSet::new();
     let mut document = Vec::new();
     for (key, value) in current {
@@ -101,7 +105,7 @@ pub fn merge<K: Ord + Clone, V: Clone + PartialEq>(
     let results = results.into_iter().enumerate().map(|(index, (conflicts, author))| {
         let applied: BTreeSet<K> = owned
             .iter()
-            .filter(|(_, (owner, _))| *owner == index)
+            .filter(|(key, (owner, _))| *owner == index && !foreign.contains(*key))
             .map(|(key, _)| (*key).clone())
             .collect();
         let to_record = applied.union(&author.last_applied).cloned().collect();
@@ -141,6 +145,15 @@ mod tests {
             .collect()
     }
 
+    fn is_foreign(key: &u8, current: &Document, authors: &[Author<u8, u8>]) -> bool {
+        let recorded = authors.iter().any(|it| it.last_applied.contains(key));
+        !recorded && current.iter().any(|(it, _)| it == key)
+    }
+
+    fn keys(document: &Document) -> BTreeSet<u8> {
+        document.iter().map(|(key, _)| *key).collect()
+    }
+
     fn positions(document: &[(u8, u8)], keys: &BTreeSet<u8>) -> Vec<u8> {
         document.iter().map(|(key, _)| *key).filter(|key| keys.contains(key)).collect()
     }
@@ -158,7 +171,9 @@ mod tests {
         }
 
         #[test]
-        fn foreign_entries_survive_unchanged(current in document(0..20), authors in authors()) {
+        fn foreign_entries_that_nobody_desires_survive_unchanged(
+            current in document(0..20), authors in authors(),
+        ) {
             let ours: BTreeSet<u8> = authors.iter().flat_map(|it| {
                 it.desired.iter().map(|(key, _)| *key).chain(it.last_applied.iter().copied())
             }).collect();
@@ -166,6 +181,19 @@ mod tests {
                 document.iter().filter(|(key, _)| !ours.contains(key)).copied().collect()
             };
             prop_assert_eq!(foreign(&merge(&current, &authors).document), foreign(&current));
+        }
+
+        #[test]
+        fn foreign_entries_stay_when_the_authors_that_desired_them_go(
+            current in document(0..20), authors in authors(),
+        ) {
+            let first = merge(&current, &authors);
+            let mut left = settled(&authors, &first);
+            left.iter_mut().for_each(|it| it.desired.clear());
+            let last = keys(&merge(&first.document, &left).document);
+            let foreign: BTreeSet<u8> =
+                keys(&current).into_iter().filter(|it| is_foreign(it, &current, &authors)).collect();
+            prop_assert_eq!(last, foreign);
         }
 
         #[test]
@@ -186,7 +214,8 @@ mod tests {
                     let older = authors[..index].iter().position(|it| it.desired.iter().any(|(other, _)| other == key));
                     let conflict = result.conflicts.iter().find(|it| it.key == *key);
                     prop_assert_eq!(conflict.map(|it| it.owner), older);
-                    prop_assert_eq!(result.applied.contains(key), older.is_none());
+                    let foreign = is_foreign(key, &current, &authors);
+                    prop_assert_eq!(result.applied.contains(key), older.is_none() && !foreign);
                     if older.is_none() {
                         prop_assert!(merged.document.contains(&(*key, *value)));
                     }
@@ -212,37 +241,47 @@ mod tests {
                 let owned = own.iter().any(|(other, _)| other == key) && first.authors[index].applied.contains(key);
                 match owned {
                     true => prop_assert_eq!(merged.document.iter().any(|(it, _)| it == key), wanted(key)),
+                    // Another author that desires a foreign entry may want another content.
+                    false if keys(&own).contains(key) => prop_assert!(keys(&merged.document).contains(key)),
                     false => prop_assert!(merged.document.contains(&(*key, *value))),
                 }
             }
             prop_assert!(merged.authors[index].applied.is_empty());
         }
 
-        /// `crash` is the number of steps of the write that were done: the record, the document, the second record.
+        /// `crash` is the number of steps of the write that were done: each author's record, the document, each author's second
+        /// record.
         #[test]
         fn a_crash_anywhere_leaves_no_orphan(
-            foreign in document(10..20), histories in proptest::collection::vec((document(0..10), 0..=3usize), 1..8),
+            foreign in document(0..20),
+            histories in proptest::collection::vec(
+                (proptest::array::uniform2(document(0..10)), 0..=5usize), 1..8,
+            ),
         ) {
-            let (mut current, mut record) = (foreign.clone(), BTreeSet::new());
-            let mut write = |desired: Document, crash: usize| {
-                let author = Author { desired, last_applied: record.clone() };
-                let merged = merge(&current, &[author]);
-                let [result] = &merged.authors[..] else { panic!("one author") };
-                if crash >= 1 {
-                    record = result.to_record.clone();
+            let mut current = foreign.clone();
+            let mut records = [BTreeSet::new(), BTreeSet::new()];
+            let mut write = |desired: [Document; 2], crash: usize| {
+                let authors: Vec<_> = desired.into_iter().zip(&records)
+                    .map(|(desired, record)| Author { desired, last_applied: record.clone() }).collect();
+                let merged = merge(&current, &authors);
+                let steps = merged.authors.iter().enumerate();
+                for (index, result) in steps.clone().filter(|(index, _)| *index < crash) {
+                    records[index] = result.to_record.clone();
                 }
-                if crash >= 2 {
-                    current = merged.document;
+                if crash > 2 {
+                    current = merged.document.clone();
                 }
-                if crash >= 3 {
-                    record = result.applied.clone();
+                for (index, result) in steps.filter(|(index, _)| index + 3 < crash) {
+                    records[index] = result.applied.clone();
                 }
-                (current.clone(), record.clone())
+                (keys(&current), records.clone())
             };
             for (desired, crash) in histories {
                 write(desired, crash);
             }
-            prop_assert_eq!(write(Vec::new(), 3), (foreign, BTreeSet::new()));
+            let (left, records) = write([Vec::new(), Vec::new()], 5);
+            prop_assert_eq!(left, keys(&foreign));
+            prop_assert_eq!(records, [BTreeSet::new(), BTreeSet::new()]);
         }
     }
 

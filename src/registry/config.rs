@@ -59,7 +59,7 @@ impl Config {
     /// Returns the URL of an account's registry: `ACCOUNT.dkr.ecr.REGION.HOST` below the public
     /// host, which is our own account's. A loopback address counts as `localhost`; below any other
     /// address there are no names.
-    pub fn url_of(&self, account: &AccountId) -> Option<PublicUrl> {
+    pub(crate) fn url_of(&self, account: &AccountId) -> Option<PublicUrl> {
         if *account == self.account {
             return Some(self.public_url.clone());
         }

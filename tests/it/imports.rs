@@ -1,6 +1,7 @@
-//! Checks the direction of imports, by a scan of the source text: the top-level modules of a crate import each other without
-//! cycles, inside `operator` only a parent and its children may import each other, and the modules of `registry` import lower
-//! layers only. Between crates, cargo sees to it.
+//! Checks the direction of imports, by a scan of the source text.
+//!
+//! The top-level modules of a crate import each other without cycles, inside `operator` only a parent and its children may
+//! import each other, and the modules of `registry` import lower layers only. Between crates, cargo sees to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

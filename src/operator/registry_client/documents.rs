@@ -5,7 +5,7 @@
 //! registry share the locks.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::cache::{LockedObject, ObjectCache};
 use super::health::{RegistryError, is_unavailable};
@@ -13,9 +13,9 @@ use super::{RegistryClient, RegistryClients};
 use wharfage_apply::{execute, observe_settings};
 use wharfage_plan::{DesiredSettings, ObservedSettings, RegistryDocument, Step};
 
-/// The locks of documents, by the place and the account of their registry.
+/// The locks of documents that are held or waited for, by the place and the account of their registry.
 #[derive(Default)]
-pub(super) struct DocumentLocks(Mutex<HashMap<RegistryIdentity, Arc<ObjectCache<()>>>>);
+pub(super) struct DocumentLocks(Mutex<HashMap<RegistryIdentity, Weak<ObjectCache<()>>>>);
 
 /// The place and the account of a registry.
 type RegistryIdentity = (String, String);
@@ -29,7 +29,13 @@ impl std::fmt::Debug for DocumentLocks {
 impl DocumentLocks {
     fn of(&self, registry: &RegistryIdentity) -> Arc<ObjectCache<()>> {
         let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(locks.entry(registry.clone()).or_default())
+        if let Some(found) = locks.get(registry).and_then(Weak::upgrade) {
+            return found;
+        }
+        locks.retain(|_, it| it.strong_count() > 0);
+        let new = Arc::default();
+        locks.insert(registry.clone(), Arc::downgrade(&new));
+        new
     }
 }
 
@@ -132,6 +138,8 @@ mod tests {
         assert!(!waits(&other, vec![policy]), "another account's");
         drop(locked);
         assert!(!waits(&alias, vec![scanning, policy]));
+        assert!(!waits(&other, vec![policy]));
+        assert_eq!(clients.documents.0.lock().unwrap().len(), 1, "locks that nobody holds go");
     }
 
     #[tokio::test]
