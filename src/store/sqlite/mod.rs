@@ -3,9 +3,10 @@
 //!
 //! This file opens the database. Each module below implements one resource's trait, with its
 //! queries as plain functions over a connection; `postgres` has the same modules and functions.
-//! Beside them: `file` (paths, lock, connections), `schema`, `writer`, `readers`, `probe`, and `db`
+//! Beside them: `file` (paths, lock, connections), `schema`, `copy`, `writer`, `readers`, `probe`, and `db`
 //! and `rows` (statements and columns).
 
+mod copy;
 mod db;
 mod events;
 mod file;
@@ -60,8 +61,9 @@ impl SqliteStore {
     /// folder if they do not exist.
     ///
     /// # Errors
-    /// When another process has it open, when a newer version of this program wrote it, or when
-    /// SQLite fails.
+    /// When another process has it open, when a newer version of this program wrote it that this one
+    /// cannot work with, when there is no space to copy it before its schema changes, or when SQLite
+    /// fails.
     pub fn open(path: &Path) -> StoreResult<Self> {
         let lock = file::lock(path)?;
         // Adjusts the reserve before the database is opened, which takes some space. So the store

@@ -15,6 +15,7 @@ mod registries;
 mod repositories;
 mod sqlite;
 mod storage_class;
+mod upgrade;
 mod uploads;
 mod usage;
 

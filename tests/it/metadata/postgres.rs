@@ -13,6 +13,7 @@ use wharfage::store::jobs::JobEnd;
 use wharfage::store::layers::{MountOutcome, UnlinkOutcome};
 use wharfage::store::manifests::{PutManifestError, TagEffect};
 use wharfage::store::postgres::{PostgresOptions, PostgresStore};
+use wharfage::store::registries::RegistryStore as _;
 use wharfage::store::repositories::{
     DeleteRepositoryError, LifecycleSchedule, Mutability, NewRepository, RepositoryChange,
     RepositoryStore as _,
@@ -72,18 +73,38 @@ async fn many_replicas_start_on_an_empty_database_at_once() {
     }
 }
 
-#[tokio::test]
-async fn a_schema_newer_than_the_binary_is_refused() {
-    let url = bed::postgres().database().await;
-    connect(&url).await.unwrap().close().await;
-    run_sql(
-        &url,
+/// Makes the schema one of a newer program, which programs of version `oldest` can work with.
+async fn upgrade_to_the_future(url: &str, oldest: i64) {
+    connect(url).await.unwrap().close().await;
+    let upgrade = format!(
         "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-         VALUES (9999, 'of the future', true, '', 0)",
-    )
-    .await;
-    let refused = connect(&url).await.unwrap_err().to_string();
-    assert!(refused.contains("9999") && refused.contains("newer"), "{refused}");
+             VALUES (9999, 'of the future', true, '', 0);
+         UPDATE schema_compatibility SET oldest = {oldest}"
+    );
+    run_sql(url, &upgrade).await;
+}
+
+#[tokio::test]
+async fn a_newer_schema_that_this_version_cannot_work_with_is_refused() {
+    let url = bed::postgres().database().await;
+    upgrade_to_the_future(&url, 9999).await;
+    for migrate in [true, false] {
+        let options = PostgresOptions { migrate, ..PostgresOptions::default() };
+        let refused = PostgresStore::connect(&url, options).await.unwrap_err().to_string();
+        assert!(refused.contains("9999") && refused.contains("newer"), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_newer_schema_that_this_version_can_work_with_is_served() {
+    let url = bed::postgres().database().await;
+    upgrade_to_the_future(&url, 1).await;
+    for migrate in [true, false] {
+        let options = PostgresOptions { migrate, ..PostgresOptions::default() };
+        let store = PostgresStore::connect(&url, options).await.unwrap();
+        assert!(store.list_account_settings(&account()).await.unwrap().is_empty());
+        store.close().await;
+    }
 }
 
 #[tokio::test]

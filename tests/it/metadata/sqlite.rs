@@ -42,21 +42,6 @@ fn a_database_is_open_once_at_a_time() {
 }
 
 #[test]
-fn a_database_of_a_newer_version_is_refused_and_unchanged() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("wharfage.db");
-    drop(SqliteStore::open(&path).unwrap());
-    let connection = rusqlite::Connection::open(&path).unwrap();
-    connection.pragma_update(None, "user_version", 1000).unwrap();
-    drop(connection);
-    assert!(refused(&path).contains("newer version"));
-    let connection = rusqlite::Connection::open(&path).unwrap();
-    let version: i64 =
-        connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
-    assert_eq!(version, 1000);
-}
-
-#[test]
 fn a_file_that_is_not_a_database_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("wharfage.db");
