@@ -9,6 +9,7 @@ mod bed;
 mod blobs;
 mod browsers;
 mod crash;
+mod docs;
 mod file_mode;
 mod imports;
 mod jobs;
