@@ -38,6 +38,10 @@ pub struct Check {
     /// The only namespace whose Secrets it reaches; may be given several times
     #[arg(long, value_name = "NAMESPACE")]
     secret_namespace: Vec<String>,
+
+    /// A namespace in which managed registries may run, besides its own; may be given several times
+    #[arg(long, value_name = "NAMESPACE")]
+    managed_namespace: Vec<String>,
 }
 
 impl Check {
@@ -48,6 +52,7 @@ impl Check {
             namespace: self.namespace,
             without: self.without,
             secret_namespaces: self.secret_namespace,
+            managed_namespaces: self.managed_namespace,
         };
         findings.extend(check_permissions(&client, &expected).await?);
         if let Some(lease) = &self.lease_name {

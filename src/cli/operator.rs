@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::StopSignals;
 use super::identity::cluster_name;
 use crate::operator::policy_rule::Feature;
-use crate::operator::{Process, Settings, cluster, run};
+use crate::operator::{ManagedNamespaces, Process, Settings, cluster, run};
 
 /// The flags of `wharfage operator`.
 #[derive(Debug, clap::Args)]
@@ -61,6 +61,15 @@ pub struct Operator {
     #[arg(long, value_enum, value_name = "FEATURE")]
     without: Vec<Feature>,
 
+    /// Namespaces in which managed registries may run, besides its own; * for every namespace
+    #[arg(
+        long,
+        env = "WHARFAGE_MANAGED_NAMESPACES",
+        value_delimiter = ',',
+        value_name = "NAMESPACE,…"
+    )]
+    managed_namespaces: Vec<String>,
+
     /// Time that running reconciles may take after a stop, in seconds
     #[arg(long, env = "WHARFAGE_SHUTDOWN_GRACE", default_value = "20", value_name = "SECONDS")]
     shutdown_grace: u64,
@@ -77,9 +86,11 @@ impl Operator {
         let name = self
             .name
             .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
+        let namespace = self.namespace.unwrap_or_else(|| config.default_namespace.clone());
         let settings = Settings {
             cluster: self.cluster,
-            namespace: self.namespace.unwrap_or_else(|| config.default_namespace.clone()),
+            managed_namespaces: ManagedNamespaces::new(&namespace, self.managed_namespaces),
+            namespace,
             // A Pod's name outlives its container's restart, a container's hold on the Lease must not.
             identity: format!("{name}_{}", uuid::Uuid::new_v4()),
             without: self.without,

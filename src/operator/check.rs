@@ -15,6 +15,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use serde_json::Value;
 
+use super::managed_namespaces::ManagedNamespaces;
 use super::policy_rule::{Feature, RuleScope};
 use super::rbac;
 use wharfage_crd::{API_VERSION, GROUP, VERSION};
@@ -100,6 +101,8 @@ pub struct Expected {
     pub without: Vec<Feature>,
     /// The only namespaces whose Secrets it may read; empty means all.
     pub secret_namespaces: Vec<String>,
+    /// The namespaces in which registries may run, besides its own; `*` for every namespace.
+    pub managed_namespaces: Vec<String>,
 }
 
 /// Checks that the caller has all permissions of the operator.
@@ -139,7 +142,8 @@ pub async fn check_permissions(
 
 /// Returns every permission as a question to the API server.
 fn questions(expected: &Expected) -> Vec<ResourceAttributes> {
-    let Expected { namespace, without, secret_namespaces } = expected;
+    let Expected { namespace, without, secret_namespaces, managed_namespaces } = expected;
+    let managed = ManagedNamespaces::new(namespace, managed_namespaces.iter().cloned());
     let mut questions = Vec::new();
     for rule in rbac::rules().iter().filter(|rule| !without.contains(&rule.feature)) {
         for name in rule.resources {
@@ -147,6 +151,10 @@ fn questions(expected: &Expected) -> Vec<ResourceAttributes> {
                 name.split_once('/').map_or((*name, None), |(resource, sub)| (resource, Some(sub)));
             let places: Vec<Option<&String>> = match rule.scope {
                 RuleScope::OwnNamespace => vec![Some(namespace)],
+                RuleScope::ManagedNamespaces => match &managed {
+                    ManagedNamespaces::Every => vec![None],
+                    ManagedNamespaces::Listed(listed) => listed.iter().map(Some).collect(),
+                },
                 RuleScope::Cluster if resource == "secrets" && !secret_namespaces.is_empty() => {
                     secret_namespaces.iter().map(Some).collect()
                 }
@@ -273,17 +281,24 @@ mod tests {
 
     #[test]
     fn permissions_are_checked_where_the_chart_grants_them() {
-        let places = |secret_namespaces: &[&str]| -> BTreeSet<Option<String>> {
-            let secret_namespaces = secret_namespaces.iter().map(|it| (*it).to_owned()).collect();
-            let expected =
-                Expected { namespace: "wharfage".into(), secret_namespaces, ..Expected::default() };
-            let secrets = questions(&expected)
-                .into_iter()
-                .filter(|it| it.resource.as_deref() == Some("secrets"));
-            secrets.map(|it| it.namespace).collect()
+        let places = |resource: &str, secrets: &[&str], managed: &[&str]| {
+            let owned = |names: &[&str]| names.iter().map(|it| (*it).to_owned()).collect();
+            let expected = Expected {
+                namespace: "wharfage".into(),
+                without: vec![Feature::PullSecrets],
+                secret_namespaces: owned(secrets),
+                managed_namespaces: owned(managed),
+            };
+            let asked = questions(&expected).into_iter();
+            let asked = asked.filter(|it| it.resource.as_deref() == Some(resource));
+            asked.map(|it| it.namespace).collect::<BTreeSet<Option<String>>>()
         };
-        assert_eq!(places(&[]), BTreeSet::from([None]));
-        assert_eq!(places(&["a", "b"]), BTreeSet::from([Some("a".into()), Some("b".into())]));
+        let named = |names: &[&str]| names.iter().map(|it| Some((*it).to_owned())).collect();
+        assert_eq!(places("secrets", &["a", "b"], &[]), named(&["a", "b", "wharfage"]));
+        assert!(places("secrets", &[], &[]).contains(&None));
+        assert_eq!(places("services", &[], &[]), named(&["wharfage"]));
+        assert_eq!(places("services", &[], &["a"]), named(&["a", "wharfage"]));
+        assert_eq!(places("services", &[], &["*"]), BTreeSet::from([None]));
         let statuses = questions(&Expected::default());
         assert!(statuses.iter().any(|it| it.subresource.as_deref() == Some("status")));
     }

@@ -25,6 +25,7 @@ mod in_use;
 mod index;
 mod kind;
 mod leader;
+mod managed_namespaces;
 mod manager;
 mod metrics;
 mod plan_input;
@@ -43,5 +44,6 @@ mod triggers;
 mod watch;
 mod workload;
 
+pub use managed_namespaces::ManagedNamespaces;
 pub use run::{Process, cluster, run};
 pub use settings::Settings;

@@ -8,6 +8,8 @@ use serde::Serialize;
 pub enum RuleScope {
     /// Every namespace, and objects without a namespace.
     Cluster,
+    /// The namespaces in which registries may run.
+    ManagedNamespaces,
     /// The operator's own namespace.
     OwnNamespace,
 }

@@ -1,5 +1,6 @@
 //! The operator's settings, from its flags.
 
+use super::managed_namespaces::ManagedNamespaces;
 use super::policy_rule::Feature;
 
 /// The operator's settings.
@@ -13,6 +14,8 @@ pub struct Settings {
     pub identity: String,
     /// Disabled features. The operator has no permissions for them.
     pub without: Vec<Feature>,
+    /// The namespaces in which registries may run.
+    pub managed_namespaces: ManagedNamespaces,
     /// The image of managed registries that name none.
     pub registry_image: Option<String>,
 }

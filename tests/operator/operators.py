@@ -10,6 +10,8 @@ from kube import Kube
 from processes import Process, Server
 
 SERVICE_ACCOUNT = "wharfage"
+# Registries may run in the namespaces of all tests.
+EVERYWHERE = {"rbac": {"managedNamespaces": ["*"]}}
 # What managed registries would run if there were a node.
 IMAGE = "registry.example.com/wharfage:bed"
 
@@ -42,7 +44,7 @@ class Operator(Server):
         """`cluster_name` is recorded as the owner of its objects, its lease lies in `namespace`; options and environment go to
         `wharfage operator`; `values` are those of the chart, whose permissions and arguments it has."""
         self.folder, self.cluster, self.cluster_name, self.namespace = folder, cluster, cluster_name, namespace
-        self._given = {"environment": environment or {}, "options": options, "values": values or {}}
+        self._given = {"environment": environment or {}, "options": options, "values": EVERYWHERE if values is None else values}
         self._replicas = []
         folder.mkdir(parents=True, exist_ok=True)
         cluster.kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
@@ -50,13 +52,13 @@ class Operator(Server):
         objects = self._chart(self._given["values"])
         roles = [one for one in objects if one["kind"] != "Deployment"]
         cluster.kube.apply(roles)
-        container, _ = operator_container(objects)
+        container, variables = operator_container(objects)
         self.kube = Kube(self.kubeconfig)
         in_force(self.kube, roles)
         address = f"127.0.0.1:{free_port()}"
         self.admin = f"http://{address}"
         command = [
-            tool("WHARFAGE_TEST_BINARY"), *container["args"], "--cluster", cluster_name, "--namespace", namespace,
+            tool("WHARFAGE_TEST_BINARY"), *container["args"], "--managed-namespaces", variables["WHARFAGE_MANAGED_NAMESPACES"], "--cluster", cluster_name, "--namespace", namespace,
             "--admin-listen", address, "--registry-image", IMAGE, *options,
         ]  # fmt: skip
         own = {

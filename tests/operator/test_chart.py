@@ -68,6 +68,8 @@ SWITCHES = {
         "rbac": {"secretNamespaces": ["default", "kube-public"]},
         "features": {"pullSecrets": False},
     },
+    "registries in some namespaces": {"rbac": {"managedNamespaces": ["default", "kube-public"]}},
+    "registries anywhere": {"rbac": {"managedNamespaces": ["*"]}},
     "roles that people don't get": {"rbac": {"aggregateToUserRoles": False}},
     "names and labels": {
         "nameOverride": "registries",
@@ -332,7 +334,7 @@ def access(features=("Core", "ManagedRegistries", "PullSecrets", "InUseProtectio
     printed = subprocess.run([tool("WHARFAGE_TEST_BINARY"), "rbac"], check=True, capture_output=True, text=True).stdout
     wanted = [rule for rule in yaml.safe_load(printed) if rule["feature"] in features]
     return {
-        ("wharfage" if rule["scope"] == "OwnNamespace" else None, rule["group"], resource, verb)
+        (None if rule["scope"] == "Cluster" else "wharfage", rule["group"], resource, verb)
         for rule in wanted
         for resource in rule["resources"]
         for verb in rule["verbs"]
@@ -352,6 +354,17 @@ def test_a_feature_that_is_off_takes_its_permissions_with_it(helm, switch, featu
     without = rules(operators_roles(helm, {"features": {switch: False}}), "ClusterRole", "Role")
     assert without == access(others)
     assert without < access()
+
+
+def test_registries_run_in_the_given_namespaces_only(helm):
+    def namespaces(managed, resource):
+        roles = operators_roles(helm, {"rbac": {"managedNamespaces": managed}})
+        return {namespace for namespace, _, found, _ in rules(roles, "ClusterRole", "Role") if found == resource}
+
+    assert namespaces([], "persistentvolumeclaims") == {"wharfage"}
+    assert namespaces(["a", "b"], "persistentvolumeclaims") == {"a", "b", "wharfage"}
+    assert namespaces(["*"], "persistentvolumeclaims") == {None}
+    assert namespaces(["a"], "registries/finalizers") == {None}
 
 
 def test_secrets_are_reached_in_the_given_namespaces_only(helm):

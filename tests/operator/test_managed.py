@@ -683,10 +683,51 @@ def test_a_registry_that_runs_elsewhere_is_not_begun_anew(namespace, operator, c
             kube.delete(kind, one["metadata"]["name"], home)
 
 
+def test_registries_run_in_the_listed_namespaces_only(make_cluster, make_operator, make_namespace):
+    cluster = make_cluster()
+    listed, other = (make_namespace(name, kube=cluster.kube) for name in ("listed", "other"))
+    make_operator(cluster, values={"rbac": {"managedNamespaces": [listed.name]}})
+    specs = {
+        "own": {"managed": {}},
+        "allowed": {"managed": {"namespace": listed.name}},
+        "refused": {"managed": {"namespace": other.name}},
+        "unwanted": {"managed": {"namespace": other.name}, "deletionPolicy": "Delete"},
+    }
+    for name, spec in specs.items():
+        other.apply({"apiVersion": API_VERSION, "kind": "Registry", "metadata": {"name": name}, "spec": spec})
+    for name in ("own", "allowed"):
+        settle(listed, name)
+    assert listed.get("Registry", "allowed")["status"]["namespace"] == listed.name
+    for name in ("refused", "unwanted"):
+        other.stalled("Registry", name, "NotAllowed", "may not run in namespace other, only in listed, wharfage: set managed.namespace")
+        assert workload(other, name) == {}
+        # Nothing of it is there, so nothing holds it.
+        other.delete("Registry", name)
+        other.gone("Registry", name)
+
+
+def test_a_registry_whose_namespace_left_the_list_is_not_started_empty_elsewhere(make_cluster, make_operator, make_namespace):
+    cluster = make_cluster()
+    old, new = (make_namespace(name, kube=cluster.kube) for name in ("old", "new"))
+    operator = make_operator(cluster, namespace=old.name, values={})
+    old.apply({"apiVersion": API_VERSION, "kind": "Registry", "metadata": {"name": "moved"}, "spec": {"managed": {}}})
+    settle(old, "moved")
+    operator.stop()
+    make_operator(cluster, namespace=new.name, values={})
+    new.stalled("Registry", "moved", "WorkloadElsewhere", "the workload in namespace old is this registry")
+    assert workload(new, "moved") == {}
+
+
 def test_secrets_that_the_operator_may_not_read_are_reported(make_cluster, make_operator, make_namespace):
     cluster = make_cluster()
     inside, outside = (make_namespace(name, kube=cluster.kube) for name in ("inside", "outside"))
-    make_operator(cluster, values={"rbac": {"secretNamespaces": [inside.name]}, "features": {"pullSecrets": False}})
+    make_operator(
+        cluster,
+        values={
+            "rbac": {"secretNamespaces": [inside.name], "managedNamespaces": [inside.name, outside.name]},
+            "features": {"pullSecrets": False},
+        },
+    )
     secret = {"name": "key", "namespace": outside.name}
     specs = {
         "inside": {"managed": {"namespace": inside.name}},

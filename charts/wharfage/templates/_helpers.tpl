@@ -61,6 +61,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   (list "WHARFAGE_LEADER_ELECT" .Values.leaderElection.enabled)
   (list "WHARFAGE_LEASE_NAME" .Values.leaderElection.leaseName)
   (list "WHARFAGE_SHUTDOWN_GRACE" $grace)
+  (list "WHARFAGE_MANAGED_NAMESPACES" (join "," .Values.rbac.managedNamespaces))
   (list "WHARFAGE_REGISTRY_IMAGE" (.Values.registryImage | default (include "wharfage.image" .)))
   (list "WHARFAGE_LOG" .Values.log.filter)
   (list "WHARFAGE_LOG_FORMAT" .Values.log.format)

@@ -25,6 +25,7 @@ use kube::{Api, Client, Error, ResourceExt as _};
 use serde_json::json;
 
 use crate::api_error::{ignore_not_found, is_forbidden, is_not_found};
+use crate::managed_namespaces::ManagedNamespaces;
 use crate::status::FIELD_MANAGER;
 use changes::{ChangeAction, plan_changes, prunable};
 use object::is_applied;
@@ -49,6 +50,8 @@ pub(crate) struct ApplySet<'a> {
     pub client: &'a Client,
     pub last_applied: &'a LastApplied,
     pub namespace: String,
+    /// The namespaces that may have objects of the set from before its namespace changed.
+    pub namespaces: &'a ManagedNamespaces,
     pub label: SetLabel,
     pub kinds: &'a [SetKind],
     /// Objects with the label that are never pruned, deleted or released.
@@ -137,14 +140,15 @@ impl ApplySet<'_> {
         kinds: &[ApiResource],
     ) -> Result<Vec<FoundObject>, ApplyError> {
         let mut elsewhere = Vec::new();
+        let is_elsewhere =
+            |it: &Metadata| is_applied(it) && it.namespace().is_some_and(|it| it != self.namespace);
         for kind in kinds {
-            let everywhere: Api<DynamicObject> = Api::all_with(self.client.clone(), kind);
-            let listed = everywhere.list_metadata(&self.list_params()).await?.items;
-            let is_elsewhere = |it: &Metadata| {
-                is_applied(it) && it.namespace().is_some_and(|it| it != self.namespace)
-            };
-            let found = listed.into_iter().filter(is_elsewhere);
-            elsewhere.extend(found.map(|object| FoundObject { kind: kind.clone(), object }));
+            for api in self.namespaces.apis_with(self.client, kind) {
+                let api: Api<DynamicObject> = api;
+                let listed = api.list_metadata(&self.list_params()).await?.items;
+                let found = listed.into_iter().filter(is_elsewhere);
+                elsewhere.extend(found.map(|object| FoundObject { kind: kind.clone(), object }));
+            }
         }
         Ok(elsewhere)
     }

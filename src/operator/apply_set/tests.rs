@@ -13,6 +13,7 @@ struct Fixture {
     cluster: FakeKubernetes,
     client: Client,
     last_applied: LastApplied,
+    namespaces: ManagedNamespaces,
     kinds: [SetKind; 2],
 }
 
@@ -24,7 +25,13 @@ impl Fixture {
     fn new() -> Self {
         let cluster = FakeKubernetes::default();
         let kinds = [kind::<ConfigMap>(), kind::<Secret>()];
-        Self { client: cluster.client(), cluster, last_applied: LastApplied::default(), kinds }
+        Self {
+            client: cluster.client(),
+            cluster,
+            last_applied: LastApplied::default(),
+            namespaces: ManagedNamespaces::Every,
+            kinds,
+        }
     }
 
     fn set(&self, owner: &str) -> ApplySet<'_> {
@@ -32,6 +39,7 @@ impl Fixture {
             client: &self.client,
             last_applied: &self.last_applied,
             namespace: "n".to_owned(),
+            namespaces: &self.namespaces,
             label: SetLabel { key: KEY, value: owner.to_owned() },
             kinds: &self.kinds,
             retained: Vec::new(),

@@ -235,6 +235,7 @@ mod tests {
     use crate::events::Events;
     use crate::fake_kubernetes::FakeKubernetes;
     use crate::leader::Term;
+    use crate::managed_namespaces::ManagedNamespaces;
     use crate::metrics::OperatorMetrics;
     use crate::policy_rule::PolicyRule;
     use crate::registry_client::RegistryClients;
@@ -324,6 +325,7 @@ mod tests {
                 namespace: "wharfage".to_owned(),
                 identity: "one".to_owned(),
                 without: Vec::new(),
+                managed_namespaces: ManagedNamespaces::Every,
                 registry_image: None,
             };
             let ctx = Arc::new(Context {

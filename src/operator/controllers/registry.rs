@@ -256,7 +256,7 @@ async fn run(
         remove_client(ctx, &name);
         return Ok(outcome(disabled(), None));
     }
-    let managed::ManagedState { state, endpoint, connection } =
+    let managed::ManagedState { state, endpoint, namespace, connection } =
         managed::reconcile(controller, registry, managed).await?;
     let (Some(place), Some(connection)) = (&endpoint, connection) else {
         remove_client(ctx, &name);
@@ -267,9 +267,10 @@ async fn run(
         }
         let waits = matches!(state.state, ReadyState::Reconciling(_));
         let retry = jittered(if waits { ROLLOUT_POLL_INTERVAL } else { REQUEUE_STALLED });
-        return Ok(
-            outcome(state, Some(retry)).with_status(move |status| set_endpoint(status, endpoint))
-        );
+        return Ok(outcome(state, Some(retry)).with_status(move |status| {
+            set_endpoint(status, endpoint);
+            set_namespace(status, namespace);
+        }));
     };
     let connection = RegistryConnection::managed(registry, connection, place.clone());
     let mut outcome = serve(ctx, registry, connection).await;
@@ -283,7 +284,7 @@ async fn run(
         }
         (ReadyState::Stalled(_), _) => outcome.findings = state,
     }
-    Ok(outcome)
+    Ok(outcome.with_status(move |status| set_namespace(status, namespace)))
 }
 
 fn disabled() -> ConditionSet {
@@ -384,6 +385,12 @@ async fn serve(
 fn set_endpoint(status: &mut RegistryStatus, endpoint: Option<String>) {
     if endpoint.is_some() {
         status.endpoint = endpoint;
+    }
+}
+
+fn set_namespace(status: &mut RegistryStatus, namespace: Option<String>) {
+    if namespace.is_some() {
+        status.namespace = namespace;
     }
 }
 

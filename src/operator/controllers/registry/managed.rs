@@ -52,12 +52,15 @@ pub(crate) const RULES: &[PolicyRule] = &[
     ),
     rule("networking.k8s.io", &["networkpolicies"], KEEP, "who may reach managed registries"),
     // Some clusters require this of a client that sets an owner reference which blocks deletion.
-    rule(
-        "wharfage.dev",
-        &["registries/finalizers"],
-        &["update"],
-        "the owner of the objects of a managed Registry",
-    ),
+    PolicyRule {
+        scope: RuleScope::Cluster,
+        ..rule(
+            "wharfage.dev",
+            &["registries/finalizers"],
+            &["update"],
+            "the owner of the objects of a managed Registry",
+        )
+    },
     rule("policy", &["poddisruptionbudgets"], KEEP, "how many replicas a drain may take"),
     rule(
         "",
@@ -84,7 +87,7 @@ const fn rule(
         group,
         resources,
         verbs,
-        scope: RuleScope::Cluster,
+        scope: RuleScope::ManagedNamespaces,
         feature: Feature::ManagedRegistries,
         reason,
     }
@@ -94,8 +97,8 @@ const fn rule(
 /// by name, like those that a Registry refers to.
 pub(crate) fn watch_workloads(ctx: &Arc<Context>, watches: &mut JoinSet<()>) {
     macro_rules! watch {
-        ($($kind:ty),*) => {$({
-            let (api, follower) = (Api::<PartialObjectMeta<$kind>>::all(ctx.client.clone()), Arc::clone(ctx));
+        ($($kind:ty),*) => {$(for api in ctx.settings.managed_namespaces.apis::<PartialObjectMeta<$kind>>(&ctx.client) {
+            let follower = Arc::clone(ctx);
             let (_reader, writer) = store();
             let ours = watcher::Config::default().labels(REGISTRY_LABEL);
             watches.spawn(watch::watch_kind(api, ours, writer, watch::any_change, move |change| {
@@ -114,6 +117,8 @@ pub(super) struct ManagedState {
     pub state: ConditionSet,
     /// The URL for clients, once there is a workload.
     pub endpoint: Option<String>,
+    /// The namespace of the workload, once there is one.
+    pub namespace: Option<String>,
     /// The connection of the operator, once a replica serves.
     pub connection: Option<ManagedConnection>,
 }
@@ -126,6 +131,11 @@ pub(super) async fn reconcile(
 ) -> Result<ManagedState, Error> {
     let kinds = apply::kinds();
     let work = WorkloadReconcile::new(controller, registry, managed, &kinds);
+    let allowed = &controller.ctx.settings.managed_namespaces;
+    if let Some(message) = allowed.refusal(&work.namespace) {
+        let state = not_allowed(message);
+        return Ok(ManagedState { state, endpoint: None, namespace: None, connection: None });
+    }
     let (pods, mut state) = match work.apply_all().await {
         Ok(pods) => {
             let state =
@@ -150,7 +160,8 @@ pub(super) async fn reconcile(
     }
     let endpoint =
         pods.is_some().then(|| workload::public_url(managed, &work.names, &work.namespace));
-    Ok(ManagedState { state, endpoint, connection })
+    let namespace = pods.is_some().then(|| work.namespace.clone());
+    Ok(ManagedState { state, endpoint, namespace, connection })
 }
 
 /// Deletes the workload of a Registry that is being deleted, or releases it, as its deletionPolicy says. Its root key, its volume
@@ -162,6 +173,11 @@ pub(super) async fn cleanup(
 ) -> Result<Option<ConditionSet>, Error> {
     let kinds = apply::kinds();
     let work = WorkloadReconcile::new(controller, registry, managed, &kinds);
+    if let Some(message) = controller.ctx.settings.managed_namespaces.refusal(&work.namespace) {
+        let runs_there = registry.status.as_ref().and_then(|it| it.namespace.as_ref()).is_some();
+        let must_delete = runs_there && registry.deletion_policy() == DeletionPolicy::Delete;
+        return Ok(must_delete.then(|| not_allowed(message)));
+    }
     let done = match registry.deletion_policy() {
         DeletionPolicy::Delete => work.delete_all().await,
         DeletionPolicy::Retain => work.release().await,
@@ -170,6 +186,10 @@ pub(super) async fn cleanup(
         Ok(()) => Ok(None),
         Err(error) => Ok(Some(error.into_conditions()?)),
     }
+}
+
+fn not_allowed(message: String) -> ConditionSet {
+    ConditionSet::of(ReadyState::Stalled(Cause::new(Reason::NotAllowed, message)))
 }
 
 struct WorkloadReconcile<'a> {
@@ -197,6 +217,7 @@ impl<'a> WorkloadReconcile<'a> {
             client: &ctx.client,
             last_applied: &controller.last_applied,
             namespace: namespace.clone(),
+            namespaces: &ctx.settings.managed_namespaces,
             label: SetLabel { key: REGISTRY_LABEL, value: names.workload() },
             kinds,
             retained: vec![(ApiResource::erase::<Secret>(&()), names.root_key())],

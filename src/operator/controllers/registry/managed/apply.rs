@@ -49,12 +49,17 @@ impl WorkloadReconcile<'_> {
             return Ok(());
         }
         let elsewhere = self.set.find_elsewhere(&kinds).await?;
-        let Some(object) =
-            elsewhere.iter().map(FoundObject::id).min_by(|a, b| a.namespace.cmp(&b.namespace))
-        else {
-            return Ok(());
+        let object =
+            elsewhere.iter().map(FoundObject::id).min_by(|a, b| a.namespace.cmp(&b.namespace));
+        // The operator may see no objects there any more.
+        let before = self.registry.status.as_ref().and_then(|it| it.namespace.as_ref());
+        let (object, elsewhere) = match (object, before) {
+            (Some(object), _) => (object.to_string(), object.namespace),
+            (None, Some(before)) if *before != self.namespace => {
+                (format!("the workload in namespace {before}"), before.clone())
+            }
+            _ => return Ok(()),
         };
-        let elsewhere = &object.namespace;
         let way_out = match self.managed.namespace {
             None => format!("set managed.namespace to {elsewhere}"),
             Some(_) => format!(
