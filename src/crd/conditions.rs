@@ -21,6 +21,8 @@ pub enum ConditionType {
     ReferencesResolved,
     /// Somebody changed the registry behind the resource's back.
     Drifted,
+    /// A managed registry changes to another image, or waits for its turn to do so. Absent otherwise.
+    Migrating,
 }
 
 /// The state of a condition.

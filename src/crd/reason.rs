@@ -60,6 +60,8 @@ reasons! {
     Enforced,
     /// The operator lacks a permission in the cluster.
     Forbidden,
+    /// A managed registry changes to another image.
+    ImageChanging,
     /// No image is known for the pods of a managed registry.
     ImageMissing,
     /// The value cannot be changed in the registry.
@@ -120,6 +122,8 @@ reasons! {
     Updated,
     /// The volume of a managed registry cannot become what the spec asks for.
     VolumeUnchangeable,
+    /// A managed registry changes to another image after another Registry.
+    WaitingForTurn,
     /// The managed registry runs in another namespace.
     WorkloadElsewhere,
 }

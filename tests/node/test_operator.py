@@ -14,7 +14,7 @@ from busybox import busybox
 from clients import Registry, let_nodes_pull
 from conftest import AFTER, BEFORE, pod
 from images import image, upload
-from kube import API_VERSION, Namespace, has_state
+from kube import API_VERSION, Namespace, conditions, has_state
 from release import Release, offer_folder, registry, repository
 
 HOME = "home"
@@ -236,6 +236,90 @@ def upgrade(kube, release, home, version):
     kube.until("Pod", f"{HOME}-0", new, release.name, f"of {version}")
     home.wait()
     ready(kube, "Registry", HOME)
+
+
+class Migrations(threading.Thread):
+    """Reads the Registries again and again: which ones were changing their image at the same time."""
+
+    def __init__(self, kube):
+        super().__init__(daemon=True)
+        self.kube, self.stopping, self.seen, self.error = kube, threading.Event(), [], None
+
+    def run(self):
+        try:
+            while not self.stopping.wait(0.2):
+                found = {one["metadata"]["name"]: conditions(one).get("Migrating", {}) for one in self.kube.list("Registry")}
+                changing = {name for name, condition in found.items() if condition.get("status") == "True"}
+                if changing and (not self.seen or self.seen[-1] != changing):
+                    self.seen.append(changing)
+        except Exception as error:
+            self.error = error
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stopping.set()
+        self.join()
+
+
+def test_an_upgrade_and_its_rollback_take_one_registry_after_the_other(kube, release, home):
+    second = "second"
+    offer_folder(kube, second)
+    kube.apply(registry(second, deletionPolicy="Delete"))
+    ready(kube, "Registry", second)
+    try:
+        for version in (AFTER, BEFORE):
+            with Migrations(kube) as migrations:
+                upgrade(kube, release, home, version)
+                changed = lambda one, version=version: one["status"]["image"] == version and "Migrating" not in conditions(one)  # noqa: E731
+                for name in (HOME, second):
+                    kube.until("Registry", name, changed, expected=f"runs {version}")
+            assert migrations.error is None
+            # The older first; the second one when the first one serves.
+            assert migrations.seen == [{HOME}, {second}]
+            ready(kube, "Registry", second)
+    finally:
+        kube.delete("Registry", second)
+        kube.until("Registry", second, lambda one: one is None, expected="gone")
+
+
+def test_an_autoscaler_is_left_alone(kube, release):
+    name = "scaled"
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": release.name}}
+    # Nothing answers there: how many Pods there are does not depend on it.
+    secret["stringData"] = {"uri": "postgres://u:p@127.0.0.1:1/w", "AWS_ACCESS_KEY_ID": "AKIABUCKET", "AWS_SECRET_ACCESS_KEY": "none"}
+    reference = {"name": name, "namespace": release.name}
+    stores = {
+        "storage": {"s3": {"bucket": "images", "endpoint": "http://127.0.0.1:1", "credentialsSecretRef": reference}},
+        "database": {"postgres": {"connectionSecretRef": reference}},
+    }
+    autoscaler = {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": name, "namespace": release.name},
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
+            "minReplicas": 2,
+            "maxReplicas": 3,
+            "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}}],
+        },
+    }
+    kube.apply([secret, registry(name, stores, deletionPolicy="Delete")])
+    try:
+        kube.until("Deployment", name, lambda one: one is not None, release.name, "made")
+        kube.apply(autoscaler)
+        kube.until("Deployment", name, lambda one: one["spec"]["replicas"] == 2, release.name, "scaled")
+        # A change of the Registry is applied, and the number stays.
+        kube.apply(registry(name, {**stores, "publicUrl": "https://scaled.example.com"}, deletionPolicy="Delete"))
+        kube.until("Registry", name, lambda one: one["status"].get("endpoint") == "https://scaled.example.com")
+        assert kube.get("Deployment", name, release.name)["spec"]["replicas"] == 2
+    finally:
+        kube.delete("HorizontalPodAutoscaler", name, release.name)
+        kube.delete("Registry", name)
+        kube.until("Registry", name, lambda one: one is None, expected="gone")
+        kube.delete("Secret", name, release.name)
 
 
 def test_the_image_of_a_running_pod_outlives_a_lifecycle_run_that_takes_its_neighbors(home, team, app, tmp_path):

@@ -40,11 +40,16 @@ class Operator(Server):
     """`wharfage operator` for a cluster: stop(), kill(), start() again, freeze(), thaw(); `kube` is what it may see, and
     replica() another one that waits for its lease."""
 
-    def __init__(self, folder, cluster, cluster_name="bed", namespace="wharfage", environment=None, options=(), values=None):
+    def __init__(self, folder, cluster, cluster_name="bed", namespace="wharfage", environment=None, options=(), values=None, image=IMAGE):
         """`cluster_name` is recorded as the owner of its objects, its lease lies in `namespace`; options and environment go to
         `wharfage operator`; `values` are those of the chart, whose permissions and arguments it has."""
         self.folder, self.cluster, self.cluster_name, self.namespace = folder, cluster, cluster_name, namespace
-        self._given = {"environment": environment or {}, "options": options, "values": EVERYWHERE if values is None else values}
+        self._given = {
+            "environment": environment or {},
+            "options": options,
+            "values": EVERYWHERE if values is None else values,
+            "image": image,
+        }
         self._replicas = []
         folder.mkdir(parents=True, exist_ok=True)
         cluster.kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
@@ -59,7 +64,7 @@ class Operator(Server):
         self.admin = f"http://{address}"
         command = [
             tool("WHARFAGE_TEST_BINARY"), *container["args"], "--managed-namespaces", variables["WHARFAGE_MANAGED_NAMESPACES"], "--cluster", cluster_name, "--namespace", namespace,
-            "--admin-listen", address, "--registry-image", IMAGE, *options,
+            "--admin-listen", address, "--registry-image", image, *options,
         ]  # fmt: skip
         own = {
             "KUBECONFIG": str(self.kubeconfig), "POD_NAME": f"wharfage-{uuid.uuid4().hex[:5]}",

@@ -54,7 +54,7 @@ fn database_of(managed: &str) -> String {
     ),
 )]
 pub struct ManagedRegistry {
-    /// The number of replicas. Default: 1.
+    /// The number of replicas. Default: 1. With storage.s3 and database.postgres an absent number is left to autoscalers.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000))]
     pub replicas: Option<i32>,

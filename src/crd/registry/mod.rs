@@ -47,6 +47,11 @@ fn account_of(spec: &str) -> String {
     label("app.kubernetes.io/part-of", "wharfage"),
     doc = "A container registry that speaks the Amazon ECR API: one that Wharfage runs, one that runs elsewhere, or Amazon ECR itself.",
     status = "RegistryStatus",
+    scale(
+        spec_replicas_path = ".spec.managed.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
     derive = "PartialEq",
     printcolumn(
         name = "Ready",
@@ -200,6 +205,26 @@ pub struct RegistryStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub namespace: Option<String>,
+    /// Image that the pods of a managed registry run. Another default image of the operator replaces it in one Registry after
+    /// the other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub image: Option<String>,
+    /// Region of the registry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub region: Option<String>,
+    /// Account id of the registry, as it answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 12))]
+    pub registry_id: Option<String>,
+    /// Number of pods of a managed registry, for autoscalers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<i32>,
+    /// Label selector of the pods of a managed registry, for autoscalers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub selector: Option<String>,
     /// The capabilities of this registry beyond Amazon ECR.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "set"))]

@@ -56,7 +56,7 @@ pub(super) async fn finish<K: Kind>(
         update(&mut after);
     }
     complete(&mut after);
-    after.set(generation, status::conditions(before.conditions(), generation, &findings, &now));
+    after.set(generation, status::conditions(after.conditions(), generation, &findings, &now));
     let waits = matches!(findings.state, ReadyState::Reconciling(_));
     if let Some(request) = object.requested().filter(|_| answers && !waits) {
         after.set_last_handled(request);

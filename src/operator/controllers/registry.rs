@@ -256,9 +256,17 @@ async fn run(
         remove_client(ctx, &name);
         return Ok(outcome(disabled(), None));
     }
-    let managed::ManagedState { state, endpoint, namespace, connection } =
+    let managed::ManagedState { state, workload, migration, connection } =
         managed::reconcile(controller, registry, managed).await?;
-    let (Some(place), Some(connection)) = (&endpoint, connection) else {
+    let generation = registry.metadata.generation;
+    let place = workload.as_ref().map(|it| it.endpoint.clone());
+    let set_workload = move |status: &mut RegistryStatus| {
+        if let Some(workload) = workload {
+            workload.set(status);
+        }
+        managed::set_migration(migration, status, generation);
+    };
+    let (Some(place), Some(connection)) = (place, connection) else {
         remove_client(ctx, &name);
         // Nothing calls it, so no call shows that.
         match managed.replicas {
@@ -267,12 +275,9 @@ async fn run(
         }
         let waits = matches!(state.state, ReadyState::Reconciling(_));
         let retry = jittered(if waits { ROLLOUT_POLL_INTERVAL } else { REQUEUE_STALLED });
-        return Ok(outcome(state, Some(retry)).with_status(move |status| {
-            set_endpoint(status, endpoint);
-            set_namespace(status, namespace);
-        }));
+        return Ok(outcome(state, Some(retry)).with_status(set_workload));
     };
-    let connection = RegistryConnection::managed(registry, connection, place.clone());
+    let connection = RegistryConnection::managed(registry, connection, place);
     let mut outcome = serve(ctx, registry, connection).await;
     match (&state.state, &outcome.findings.state) {
         // The number of replicas says more than that the registry answers.
@@ -284,7 +289,7 @@ async fn run(
         }
         (ReadyState::Stalled(_), _) => outcome.findings = state,
     }
-    Ok(outcome.with_status(move |status| set_namespace(status, namespace)))
+    Ok(outcome.with_status(set_workload))
 }
 
 fn disabled() -> ConditionSet {
@@ -365,8 +370,12 @@ async fn serve(
                 references: Some(Ok(())),
                 drifted: settled.drifted,
             };
+            let region = Some(registry.region().to_string());
+            let registry_id = registry_client.registry().map(|(_, account)| account.clone());
             outcome(findings, retry).with_status(move |status: &mut RegistryStatus| {
-                set_endpoint(status, Some(place));
+                status.endpoint = Some(place);
+                status.region = region;
+                status.registry_id = registry_id;
                 status.usage = Some(usage);
                 status.quotas = quotas;
             })
@@ -376,21 +385,8 @@ async fn serve(
             // This reconcile probes the registry for all resources in it.
             let retry = if let RegistryError::Unavailable(it) = error { it.retry } else { retry };
             let findings = ConditionSet { references: Some(Ok(())), ..ConditionSet::of(state) };
-            outcome(findings, Some(retry))
-                .with_status(move |status| set_endpoint(status, Some(place)))
+            outcome(findings, Some(retry)).with_status(move |status| status.endpoint = Some(place))
         }
-    }
-}
-
-fn set_endpoint(status: &mut RegistryStatus, endpoint: Option<String>) {
-    if endpoint.is_some() {
-        status.endpoint = endpoint;
-    }
-}
-
-fn set_namespace(status: &mut RegistryStatus, namespace: Option<String>) {
-    if namespace.is_some() {
-        status.namespace = namespace;
     }
 }
 

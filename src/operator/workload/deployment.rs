@@ -15,7 +15,7 @@ impl WorkloadBuilder<'_> {
         Deployment {
             metadata: self.metadata(self.names.workload()),
             spec: Some(DeploymentSpec {
-                replicas: Some(self.replicas()),
+                replicas: self.managed.replicas,
                 selector: self.chosen_pods(),
                 strategy: Some(DeploymentStrategy {
                     type_: Some("RollingUpdate".to_owned()),
@@ -36,7 +36,7 @@ impl WorkloadBuilder<'_> {
         StatefulSet {
             metadata: self.metadata(self.names.workload()),
             spec: Some(StatefulSetSpec {
-                replicas: Some(self.replicas()),
+                replicas: Some(self.managed.replicas.unwrap_or(1)),
                 selector: self.chosen_pods(),
                 service_name: Some(self.names.admin()),
                 // In order, a pod that never became ready would block the change that repairs it.

@@ -132,7 +132,7 @@ pub(crate) fn objects(
     if managed.network_policy.unwrap_or_default() == NetworkPolicyMode::Enabled {
         objects.push(DesiredObject::of(builder.network_policy())?);
     }
-    if builder.replicas() > 1 {
+    if builder.may_have_replicas() {
         objects.push(DesiredObject::of(builder.disruption_budget())?);
     }
     objects.push(match builder.shape() {
@@ -175,8 +175,9 @@ fn shape(managed: &ManagedRegistry) -> Shape {
 }
 
 impl WorkloadBuilder<'_> {
-    fn replicas(&self) -> i32 {
-        self.managed.replicas.unwrap_or(1)
+    /// Returns whether there may be more than one pod: an absent number is the autoscaler's.
+    fn may_have_replicas(&self) -> bool {
+        matches!(self.shape(), Shape::Replicated) && self.managed.replicas.is_none_or(|it| it > 1)
     }
 
     fn shape(&self) -> Shape {

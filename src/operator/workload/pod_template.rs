@@ -175,7 +175,7 @@ impl WorkloadBuilder<'_> {
             label_selector: Some(self.chosen_pods()),
             ..TopologySpreadConstraint::default()
         };
-        if self.replicas() > 1 {
+        if self.may_have_replicas() {
             vec![over("kubernetes.io/hostname"), over("topology.kubernetes.io/zone")]
         } else {
             Vec::new()

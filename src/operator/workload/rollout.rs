@@ -1,7 +1,7 @@
 //! The state of a workload, computed from its pods, in one sentence that a person can act on.
 
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
-use k8s_openapi::api::core::v1::{ContainerStatus, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, PersistentVolumeClaim, Pod, PodTemplateSpec};
 use kube::ResourceExt as _;
 
 /// The longest part of another party's message that is quoted, in characters.
@@ -21,6 +21,8 @@ pub(crate) struct Pods {
     pub current: bool,
     /// The reason for which no pod can be created, if one is reported.
     pub failure: Option<String>,
+    /// The image of the current template.
+    pub image: Option<String>,
 }
 
 /// The state of a workload, with its message.
@@ -48,13 +50,15 @@ impl From<&Deployment> for Pods {
             ready: status.ready_replicas.unwrap_or_default(),
             current: status.observed_generation >= deployment.metadata.generation,
             failure: failed.and_then(|condition| condition.message),
+            image: spec.and_then(|it| image_of(&it.template)),
         }
     }
 }
 
 impl From<&StatefulSet> for Pods {
     fn from(set: &StatefulSet) -> Self {
-        let wanted = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+        let spec = set.spec.as_ref();
+        let wanted = spec.and_then(|spec| spec.replicas).unwrap_or(1);
         let status = set.status.clone().unwrap_or_default();
         // Pods of the current revision stop being counted as updated ones once the revision is the current one.
         let rolled_out =
@@ -67,8 +71,14 @@ impl From<&StatefulSet> for Pods {
             ready: status.ready_replicas.unwrap_or_default(),
             current: status.observed_generation >= set.metadata.generation,
             failure: None,
+            image: spec.and_then(|it| image_of(&it.template)),
         }
     }
+}
+
+/// Returns the image of the registry in a pod template.
+fn image_of(template: &PodTemplateSpec) -> Option<String> {
+    template.spec.as_ref()?.containers.first()?.image.clone()
 }
 
 /// Computes the state of a workload from its numbers, and the reason for missing replicas from its pods and its claim.
@@ -77,7 +87,7 @@ pub(crate) fn rollout(
     pods: &[Pod],
     claim: Option<&PersistentVolumeClaim>,
 ) -> Rollout {
-    let Pods { wanted, updated, total, ready, current, failure } = numbers;
+    let Pods { wanted, updated, total, ready, current, failure, .. } = numbers;
     let serve = format!("{ready} of {wanted} replicas serve");
     let settled = *current && updated >= wanted && total <= wanted;
     if settled && *wanted == 0 {

@@ -3,6 +3,8 @@
 mod apply;
 mod dereference;
 mod error;
+mod image;
+mod status;
 mod volume;
 
 use std::collections::BTreeMap;
@@ -27,6 +29,8 @@ use crate::status::{Cause, ConditionSet, ReadyState};
 use crate::watch;
 use crate::workload::{self, Names, Pods, REGISTRY_LABEL, Rollout};
 use error::ReconcileError;
+use image::{ImageDecision, Migration};
+pub(super) use status::{WorkloadStatus, set_migration};
 use wharfage_crd::registry::ManagedRegistry;
 use wharfage_crd::{DeletionPolicy, Reason, Registry};
 
@@ -115,10 +119,10 @@ pub(crate) fn watch_workloads(ctx: &Arc<Context>, watches: &mut JoinSet<()>) {
 pub(super) struct ManagedState {
     /// The state of its workload alone: its client finds out whether it answers.
     pub state: ConditionSet,
-    /// The URL for clients, once there is a workload.
-    pub endpoint: Option<String>,
-    /// The namespace of the workload, once there is one.
-    pub namespace: Option<String>,
+    /// The workload, once there is one.
+    pub workload: Option<WorkloadStatus>,
+    /// The change to another image, if that is known.
+    pub migration: Option<Migration>,
     /// The connection of the operator, once a replica serves.
     pub connection: Option<ManagedConnection>,
 }
@@ -134,12 +138,17 @@ pub(super) async fn reconcile(
     let allowed = &controller.ctx.settings.managed_namespaces;
     if let Some(message) = allowed.refusal(&work.namespace) {
         let state = not_allowed(message);
-        return Ok(ManagedState { state, endpoint: None, namespace: None, connection: None });
+        return Ok(ManagedState { state, workload: None, migration: None, connection: None });
     }
-    let (pods, mut state) = match work.apply_all().await {
+    let decided = work.decide_image(&controller.ctx).await?;
+    let mut migration = None;
+    let (pods, mut state) = match work.apply_all(decided.as_ref()).await {
         Ok(pods) => {
             let state =
                 work.rollout_status(&pods).await.or_else(ReconcileError::into_conditions)?;
+            let is_settled =
+                matches!(state.state.cause().reason, Reason::Serving | Reason::Stopped);
+            migration = decided.map(|it| it.migration.after_rollout(is_settled));
             (Some(pods), state)
         }
         // Running pods continue, and are reached as before.
@@ -158,10 +167,13 @@ pub(super) async fn reconcile(
             }
         }
     }
-    let endpoint =
-        pods.is_some().then(|| workload::public_url(managed, &work.names, &work.namespace));
-    let namespace = pods.is_some().then(|| work.namespace.clone());
-    Ok(ManagedState { state, endpoint, namespace, connection })
+    let workload = pods.map(|pods| WorkloadStatus {
+        endpoint: workload::public_url(managed, &work.names, &work.namespace),
+        namespace: work.namespace.clone(),
+        selector: work.names.selector(),
+        pods,
+    });
+    Ok(ManagedState { state, workload, migration, connection })
 }
 
 /// Deletes the workload of a Registry that is being deleted, or releases it, as its deletionPolicy says. Its root key, its volume
@@ -198,7 +210,6 @@ struct WorkloadReconcile<'a> {
     registry: &'a Registry,
     managed: &'a ManagedRegistry,
     operator_namespace: &'a str,
-    image: Option<&'a str>,
     names: Names,
     namespace: String,
 }
@@ -228,10 +239,18 @@ impl<'a> WorkloadReconcile<'a> {
             registry,
             managed,
             operator_namespace: &ctx.settings.namespace,
-            image: managed.image.as_deref().or(ctx.settings.registry_image.as_deref()),
             names,
             namespace,
         }
+    }
+
+    /// Decides which image the pods run. Returns nothing if no image is known.
+    async fn decide_image(&self, ctx: &Context) -> Result<Option<ImageDecision>, kube::Error> {
+        let is_pinned = self.registry.status.as_ref().is_some_and(|it| it.image.is_some());
+        let running = if is_pinned { None } else { self.pods().await?.and_then(|it| it.image) };
+        let (all, default) =
+            (ctx.stores.registries.state(), ctx.settings.registry_image.as_deref());
+        Ok(image::decide(self.registry, &all, running.as_deref(), default))
     }
 
     /// Reads the numbers of the existing pods, whatever the Registry wants now.

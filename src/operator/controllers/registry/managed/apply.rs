@@ -11,14 +11,18 @@ use kube::{Resource, ResourceExt as _};
 
 use super::WorkloadReconcile;
 use super::error::ReconcileError;
+use super::image::ImageDecision;
 use crate::apply_set::{ChangeSet, FoundObject, SetKind, if_allowed};
 use crate::workload::{self, Inputs, Pods, certificate_kind};
 use wharfage_crd::Reason;
 
 impl WorkloadReconcile<'_> {
     /// Applies the objects that the Registry wants. Returns the numbers of its pods.
-    pub(super) async fn apply_all(&self) -> Result<Pods, ReconcileError> {
-        let image = self.image.ok_or_else(|| {
+    pub(super) async fn apply_all(
+        &self,
+        image: Option<&ImageDecision>,
+    ) -> Result<Pods, ReconcileError> {
+        let image = image.ok_or_else(|| {
             let message =
                 "it is not known what the pods are to run: set managed.image, or the operator's --registry-image";
             ReconcileError::stalled(Reason::ImageMissing, message)
@@ -27,7 +31,7 @@ impl WorkloadReconcile<'_> {
         self.check_namespace(&found).await?;
         let inputs = Inputs {
             operator_namespace: self.operator_namespace.to_owned(),
-            image: image.to_owned(),
+            image: image.image.clone(),
             backends: self.backends().await?,
             root_key: self.root_key().await?,
         };
