@@ -23,6 +23,8 @@ pub enum ConditionType {
     Drifted,
     /// A managed registry changes to another image, or waits for its turn to do so. Absent otherwise.
     Migrating,
+    /// The resource is not reconciled, because spec.suspend is true. Present only while True.
+    Suspended,
 }
 
 /// The state of a condition.

@@ -6,6 +6,7 @@
 
 use std::fmt::Debug;
 
+use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Resource, ResourceExt as _};
@@ -158,20 +159,52 @@ pub fn conditions(
     conditions.retain(|it| match it.type_ {
         ConditionType::Reconciling => matches!(findings.state, ReadyState::Reconciling(_)),
         ConditionType::Stalled => matches!(findings.state, ReadyState::Stalled(_)),
+        ConditionType::Suspended => false,
         _ => true,
     });
     conditions.sort_by_key(|it| it.type_);
     conditions
 }
 
-/// Returns the conditions of a suspended resource: Ready stays, and nothing is in progress.
-pub fn suspended(before: &[Condition]) -> Vec<Condition> {
-    before
-        .iter()
-        .filter(|it| !matches!(it.type_, ConditionType::Reconciling | ConditionType::Stalled))
-        .cloned()
-        .collect()
+/// The time for which a missing reference is awaited before someone must act.
+const REFERENCE_TIMEOUT: SignedDuration = SignedDuration::from_mins(10);
+
+/// Returns the state of a resource whose reference has been missing for so long that it may never come: Stalled. It is
+/// reconciled again all the same when the reference comes.
+pub fn with_reference_timeout(state: ReadyState, before: &[Condition], now: &Time) -> ReadyState {
+    match state {
+        ReadyState::Reconciling(cause) if cause.reason == Reason::ReferenceNotFound => {
+            let missing = condition(before, ConditionType::ReferencesResolved)
+                .filter(|it| it.status == ConditionStatus::False)
+                .map(|it| now.0.duration_since(it.last_transition_time.0));
+            match missing {
+                Some(missing) if missing > REFERENCE_TIMEOUT => ReadyState::Stalled(cause),
+                _ => ReadyState::Reconciling(cause),
+            }
+        }
+        state => state,
+    }
 }
+
+/// Returns the conditions of a resource that is suspended in `generation`: Ready stays, and nothing is in progress.
+pub fn suspended(before: &[Condition], generation: Option<i64>, now: &Time) -> Vec<Condition> {
+    let in_progress = [ConditionType::Reconciling, ConditionType::Stalled];
+    let mut conditions = before.to_vec();
+    conditions.retain(|it| !in_progress.contains(&it.type_));
+    let suspended = Condition {
+        type_: ConditionType::Suspended,
+        status: ConditionStatus::True,
+        reason: Reason::Suspended.to_string(),
+        message: SUSPENDED.to_owned(),
+        observed_generation: generation,
+        last_transition_time: now.clone(),
+    };
+    set_condition(&mut conditions, suspended);
+    conditions
+}
+
+/// The message about a suspended resource.
+pub const SUSPENDED: &str = "reconciliation is suspended: set spec.suspend to false to go on";
 
 pub fn is_ready(conditions: &[Condition]) -> bool {
     condition(conditions, ConditionType::Ready).is_some_and(|it| it.status == ConditionStatus::True)
@@ -254,6 +287,24 @@ mod tests {
     }
 
     #[test]
+    fn a_reference_that_never_comes_is_stalled_in_the_end() {
+        let cause = Cause::new(Reason::ReferenceNotFound, "it does not exist");
+        let missing = ConditionSet {
+            references: Some(Err(cause.clone())),
+            ..ConditionSet::of(ReadyState::Reconciling(cause))
+        };
+        let since = conditions(&[], Some(1), &missing, &at(0));
+        let after = |second, state: &ReadyState| {
+            with_reference_timeout(state.clone(), &since, &at(second)).as_str()
+        };
+        assert_eq!(after(600, &missing.state), "reconciling");
+        assert_eq!(after(601, &missing.state), "stalled");
+        assert_eq!(with_reference_timeout(missing.state, &[], &at(601)).as_str(), "reconciling");
+        let waits = ReadyState::Reconciling(Cause::new(Reason::RegistryUnavailable, "it is away"));
+        assert_eq!(after(10_000, &waits), "reconciling", "an outage ends by itself");
+    }
+
+    #[test]
     fn unchecked_conditions_stay() {
         let found = ConditionSet {
             state: ReadyState::Ready(Cause::new(Reason::InSync, "")),
@@ -267,10 +318,18 @@ mod tests {
         for type_ in [ConditionType::ReferencesResolved, ConditionType::Drifted] {
             assert_eq!(condition(&second, type_), condition(&first, type_));
         }
+        let rests = suspended(&second, Some(3), &at(3));
         assert_eq!(
-            types(&suspended(&second)),
-            [ConditionType::Ready, ConditionType::ReferencesResolved, ConditionType::Drifted]
+            types(&rests),
+            [
+                ConditionType::Ready,
+                ConditionType::ReferencesResolved,
+                ConditionType::Drifted,
+                ConditionType::Suspended
+            ]
         );
+        assert_eq!(suspended(&rests, Some(3), &at(4)), rests);
+        assert_eq!(types(&conditions(&rests, Some(4), &found, &at(5))), types(&first));
     }
 
     #[test]

@@ -74,6 +74,8 @@ CASES = {
     "refused": (dict(Ready=REFUSED, Stalled=("True", *REFUSED[1:])), "Degraded", "NotAllowed: namespace a may not use b"),
     "refused while suspended": (dict(suspend=True, Ready=REFUSED, Stalled=("True", *REFUSED[1:])), "Degraded", "NotAllowed"),
     "suspended": (dict(suspend=True, Ready=READY), "Suspended", "spec.suspend"),
+    "changed while suspended": (dict(observed=1, suspend=True, Ready=READY), "Suspended", "spec.suspend"),
+    "suspended from the start": (dict(observed=-1, suspend=True), "Suspended", "spec.suspend"),
     "suspended no more": (dict(suspend=False, Ready=READY), "Healthy", "InSync: as the spec asks"),
     "ready": (dict(Ready=READY, Drifted=("False", "InSync", "")), "Healthy", "InSync: as the spec asks"),
     "not ready, nothing said": (dict(Ready=WAITING), "Progressing", "RegistryUnavailable"),

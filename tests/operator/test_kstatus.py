@@ -2,13 +2,14 @@
 
 https://github.com/kubernetes-sigs/cli-utils/blob/master/pkg/kstatus/README.md"""
 
+import datetime
 import json
 import subprocess
 
 import pytest
 
 from backends import tool
-from kube import API_VERSION, GROUP
+from kube import API_VERSION, GROUP, conditions
 
 
 def kstatus(one):
@@ -93,13 +94,30 @@ def test_a_change_that_nobody_has_looked_at_is_in_progress(namespace, home, oper
 
 
 @pytest.mark.parametrize("kind", NAMESPACED)
-def test_a_suspended_one_is_as_it_was(namespace, home, operator, kind):
+def test_a_suspended_one_is_not_current_with_a_spec_that_was_never_applied(namespace, home, operator, kind):
     make(namespace, kind, home)
-    namespace.ready(kind, "one")
-    namespace.patch(kind, "one", {"spec": {"suspend": True}})
-    generation = namespace.get(kind, "one")["metadata"]["generation"]
-    rests = namespace.until(kind, "one", lambda one: one["status"]["observedGeneration"] == generation)
-    assert kstatus(rests) == "Current"
+    applied = namespace.ready(kind, "one")["metadata"]["generation"]
+    namespace.patch(kind, "one", {"spec": {"suspend": True, "interval": "1h"}})
+    rests = namespace.until(kind, "one", lambda one: "Suspended" in conditions(one))
+    assert [event["reason"] for event in namespace.events(kind, "one")].count("Suspended") == 1
+    assert rests["status"]["observedGeneration"] == applied
+    assert kstatus(rests) == "InProgress"
+    namespace.patch(kind, "one", {"spec": {"suspend": False}})
+    resumed = namespace.ready(kind, "one")
+    assert kstatus(resumed) == "Current" and "Suspended" not in conditions(resumed)
+
+
+@pytest.mark.parametrize("kind", NAMESPACED)
+def test_a_reference_that_never_comes_has_failed_in_the_end(namespace, operator, kind):
+    make(namespace, kind, "never")
+    waits = namespace.waiting(kind, "one", "ReferenceNotFound", "never")
+    assert kstatus(waits) == "InProgress"
+    # As if it had waited for a quarter of an hour.
+    before = (datetime.datetime.now(datetime.UTC) - datetime.timedelta(minutes=15)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    aged = [condition | {"lastTransitionTime": before} for condition in waits["status"]["conditions"]]
+    namespace.patch(kind, "one", {"status": {"conditions": aged}}, subresource="status")
+    namespace.reconcile(kind, "one")
+    assert kstatus(namespace.stalled(kind, "one", "ReferenceNotFound", "never")) == "Failed"
 
 
 def test_one_that_waits_to_be_deleted_is_terminating(namespace, front, operator):

@@ -417,8 +417,8 @@ def test_a_suspended_policy_rests(namespace, registry, home):
     policy(namespace, home, rules=[rule(3)])
     namespace.ready("LifecyclePolicy", KEEP)
     policy(namespace, home, rules=[rule(5)], suspend=True)
-    seen = lambda one: one["status"]["observedGeneration"] == one["metadata"]["generation"]  # noqa: E731
-    found = namespace.until("LifecyclePolicy", KEEP, seen)
+    found = namespace.until("LifecyclePolicy", KEEP, lambda one: "Suspended" in conditions(one))
+    assert found["status"]["observedGeneration"] < found["metadata"]["generation"]
     assert conditions(found)["Ready"]["status"] == "True" and "Reconciling" not in conditions(found)
     assert "Suspended" in reasons(namespace)
     assert document(registry, name) == {"rules": [rule(3)]}

@@ -514,7 +514,7 @@ def test_why_it_does_not_serve_is_reported(namespace, declare):
     declare(name, replicas=0)
     namespace.until("StatefulSet", name, lambda it: it["spec"]["replicas"] == 0)
     serves(namespace, name, replicas=0)
-    namespace.waiting("Registry", name, "Stopped", "managed.replicas is 0")
+    namespace.ready("Registry", name, "Stopped", "managed.replicas is 0")
 
 
 def test_one_of_which_nothing_serves_is_down_unless_it_is_meant_to(namespace, operator, declare):
@@ -525,7 +525,7 @@ def test_one_of_which_nothing_serves_is_down_unless_it_is_meant_to(namespace, op
     declare(name, replicas=0)
     namespace.until("StatefulSet", name, lambda it: it["spec"]["replicas"] == 0)
     serves(namespace, name, replicas=0)
-    namespace.waiting("Registry", name, "Stopped")
+    namespace.ready("Registry", name, "Stopped")
     assert up() is None
     declare(name)
     settle(namespace, name)

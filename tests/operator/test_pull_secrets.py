@@ -401,7 +401,7 @@ def test_one_of_another_type_in_its_place_is_made_anew(namespace, declare, team)
     metadata = {key: value for key, value in written(shop)["metadata"].items() if key in ("name", "labels", "annotations")}
     # Changed while the operator does not reconcile it: a suspended PullSecret is left unchanged.
     namespace.patch("PullSecret", "home", {"spec": {"suspend": True}})
-    namespace.until("PullSecret", "home", lambda one: one["status"]["observedGeneration"] == 2)
+    namespace.until("PullSecret", "home", lambda one: "Suspended" in conditions(one))
     shop.delete("Secret", NAME)
     shop.create({"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "metadata": metadata})
     namespace.patch("PullSecret", "home", {"spec": {"suspend": False}})
@@ -452,7 +452,7 @@ def test_a_restart_renews_only_what_is_due(make_cluster, make_operator, make_nam
     operator.restart()
     # A namespace's Secret that comes after the restart shows that the PullSecret was reconciled.
     platform.patch("PullSecret", "home", {"spec": {"suspend": True}})
-    platform.until("PullSecret", "home", lambda one: one["status"]["observedGeneration"] == 2)
+    platform.until("PullSecret", "home", lambda one: "Suspended" in conditions(one))
     platform.patch("PullSecret", "home", {"spec": {"suspend": False}})
     platform.ready("PullSecret", "home")
     assert tokens_asked(front) == asked
@@ -551,7 +551,7 @@ def test_a_suspended_one_is_let_be_and_goes_on_later(namespace, declare, team):
     declare()
     namespace.ready("PullSecret", "home")
     declare(suspend=True)
-    namespace.until("PullSecret", "home", lambda one: one["status"]["observedGeneration"] == 2)
+    namespace.until("PullSecret", "home", lambda one: "Suspended" in conditions(one))
     assert conditions(namespace.get("PullSecret", "home"))["Ready"]["status"] == "True"
     shop.delete("Secret", NAME)
     late = team()

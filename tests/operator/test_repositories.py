@@ -474,7 +474,8 @@ def test_suspended_nothing_is_done(namespace, where):
     declare(namespace, registry, imageTagMutability="IMMUTABLE", interval="1s")
     namespace.ready("Repository", "app")
     declare(namespace, registry, imageTagMutability="MUTABLE", interval="1s", suspend=True)
-    rests = namespace.until("Repository", "app", lambda one: one["status"]["observedGeneration"] == one["metadata"]["generation"])
+    rests = namespace.until("Repository", "app", lambda one: "Suspended" in conditions(one))
+    assert rests["status"]["observedGeneration"] < rests["metadata"]["generation"]
     assert conditions(rests)["Ready"]["status"] == "True"
     assert "Reconciling" not in conditions(rests)
     assert "Suspended" in reasons(namespace)

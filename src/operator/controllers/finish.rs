@@ -48,7 +48,7 @@ pub(super) async fn finish<K: Kind>(
     outcome: Outcome<K::Status>,
     complete: impl FnOnce(&mut K::Status) + Send,
 ) -> Result<ReconcileResult, Error> {
-    let Outcome { findings, next, answers, updates } = outcome;
+    let Outcome { mut findings, next, answers, updates } = outcome;
     let before = object.status_or_default();
     let (generation, now) = (object.meta().generation, Time(Timestamp::now()));
     let mut after = before.clone();
@@ -56,6 +56,7 @@ pub(super) async fn finish<K: Kind>(
         update(&mut after);
     }
     complete(&mut after);
+    findings.state = status::with_reference_timeout(findings.state, before.conditions(), &now);
     after.set(generation, status::conditions(after.conditions(), generation, &findings, &now));
     let waits = matches!(findings.state, ReadyState::Reconciling(_));
     if let Some(request) = object.requested().filter(|_| answers && !waits) {
@@ -101,10 +102,14 @@ pub(super) async fn suspend<K: Kind>(
     object: &K,
 ) -> Result<ReconcileResult, Error> {
     let before = object.status_or_default();
+    let (generation, now) = (object.meta().generation, Time(Timestamp::now()));
+    let conditions = status::suspended(before.conditions(), generation, &now);
+    let is_new = condition(before.conditions(), ConditionType::Suspended).is_none();
     let mut after = before.clone();
-    after.set(object.meta().generation, status::suspended(before.conditions()));
-    if object.status() != Some(&after) {
-        ctx.events.normal(object, Reason::Suspended, "reconciliation is suspended").await;
+    // The generation stays that of the spec that was applied: clients read a newer one as not reconciled yet.
+    after.set(before.observed_generation(), conditions);
+    if is_new {
+        ctx.events.normal(object, Reason::Suspended, status::SUSPENDED).await;
     }
     status::write(&ctx.stale_cache, api, object, object.status(), &after).await?;
     Ok(ReconcileResult::resting())

@@ -281,7 +281,7 @@ impl<'a> WorkloadReconcile<'a> {
                 ))));
             }
             Rollout::Stopped(message) => {
-                return Ok(with_references(ReadyState::Reconciling(Cause::new(
+                return Ok(with_references(ReadyState::Ready(Cause::new(
                     Reason::Stopped,
                     message,
                 ))));
