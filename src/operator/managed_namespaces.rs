@@ -6,7 +6,7 @@ use k8s_openapi::NamespaceResourceScope;
 use kube::{Api, Client, Resource};
 
 /// The word for every namespace.
-pub const EVERY: &str = "*";
+const EVERY: &str = "*";
 
 /// The namespaces in which registries may run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub enum ManagedNamespaces {
 }
 
 impl ManagedNamespaces {
-    /// Returns the operator's own namespace and the listed ones, or every namespace if [`EVERY`] is listed.
+    /// Returns the operator's own namespace and the listed ones, or every namespace if `*` is listed.
     pub fn new(own: &str, listed: impl IntoIterator<Item = String>) -> Self {
         let mut namespaces: BTreeSet<String> =
             listed.into_iter().filter(|it| !it.is_empty()).collect();

@@ -72,8 +72,8 @@ fn require_compatible(connection: &Connection, path: &Path, version: i64) -> Sto
 
 /// Returns the oldest schema version whose programs can work with this database, if it says so.
 fn oldest_program(connection: &Connection) -> StoreResult<Option<i64>> {
-    const SAYS_SO: &str = "SELECT 1 FROM sqlite_schema WHERE name = 'schema_compatibility'";
-    if connection.query_row(SAYS_SO, [], |_| Ok(())).optional()?.is_none() {
+    const IS_THERE: &str = "SELECT 1 FROM sqlite_schema WHERE name = 'schema_compatibility'";
+    if connection.query_row(IS_THERE, [], |_| Ok(())).optional()?.is_none() {
         return Ok(None);
     }
     let oldest = "SELECT max(oldest) FROM schema_compatibility";

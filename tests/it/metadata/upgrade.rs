@@ -128,6 +128,16 @@ fn a_database_that_cannot_be_copied_is_not_upgraded() {
 }
 
 #[test]
+fn what_a_crash_left_of_a_copy_is_replaced() {
+    let database = Database::of_version_2();
+    let partial = database.path.with_file_name("wharfage.db.schema-partial");
+    std::fs::write(&partial, "half a copy").unwrap();
+    drop(database.open().unwrap());
+    assert_eq!(database.names(), ["wharfage.db.schema-2"]);
+    assert_eq!(version(&database.path.with_file_name("wharfage.db.schema-2")), 2);
+}
+
+#[test]
 fn the_copies_of_the_last_two_upgrades_stay() {
     let database = Database::of_version_2();
     for old in ["wharfage.db.schema-0", "wharfage.db.schema-1", "wharfage.db.schema-x"] {
